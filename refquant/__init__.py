@@ -1,0 +1,34 @@
+"""Reference implementations of weight quantization for LLM serving, in NumPy. Read in this order:
+
+    grids       the numbers a code can stand for, and how to round to them
+    quantized   what every method returns
+    ops         the operations: reference, unavoidable traffic, fast paths by backend
+    methods     rtn, obq, gptq, awq: weights (and calibration) become codes and scales
+    formats     the same numbers as bytes
+    models      load a language model, calibrate, quantize its Linear layers, save
+    evaluate    layer error, perplexity, KL divergence
+    cli         the `refquant` command
+
+Letters, everywhere: m tokens, n outputs, k inputs, g weights that share a scale; W, X, H, Hinv as in the papers.
+"""
+
+from refquant import formats
+from refquant.errors import RefquantError
+from refquant.formats import uniform as _uniform  # noqa: F401 (registers itself)
+from refquant.grids import IntGrid, as_grid
+from refquant.methods import rtn as _rtn  # noqa: F401 (registers itself)
+from refquant.ops import dequantize, matmul, quantize, traffic
+from refquant.quantized import Quantized
+
+__version__ = "0.1.0"
+__all__ = [
+    "IntGrid",
+    "Quantized",
+    "RefquantError",
+    "as_grid",
+    "dequantize",
+    "formats",
+    "matmul",
+    "quantize",
+    "traffic",
+]

@@ -1,0 +1,42 @@
+"""Bit order, decided here and nowhere else: b-bit codes as a dense stream, least significant bit first.
+
+Code j of a row occupies bits b*j to b*j + b - 1 of the row's stream; bit i of the stream is bit i % 8 of byte i // 8.
+Three-bit codes therefore cross bytes::
+
+    byte      0                        1                        2
+    bit       7  6  5  4  3  2  1  0   7  6  5  4  3  2  1  0   7  6  5  4  3  2  1  0
+    3 bits   [2 ][  1   ][   0   ]    [5][   4   ][   3   ][2 ... ]
+    4 bits   [    1     ][    0    ]  [    3     ][    2    ]
+
+Read as little-endian 32-bit words, the stream is the one of GPTQ's and compressed-tensors' packed tensors.
+"""
+
+import numpy as np
+
+from refquant.errors import BadInput
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Bytes of `count` codes of `bits` bits; the last byte may be partly used."""
+    return -(-count * bits // 8)
+
+
+def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Pack codes [..., count], each below 2^bits, into uint8 [..., packed_bytes(count, bits)]; spare bits are 0."""
+    codes = np.asarray(codes)
+    if codes.size and (codes.min() < 0 or codes.max() >= 1 << bits):
+        raise BadInput(
+            f"codes must lie in 0..{(1 << bits) - 1} to be packed in {bits} bits, got {codes.min()}..{codes.max()}"
+        )
+    each = np.unpackbits(
+        codes.astype(np.uint8)[..., None], axis=-1, count=bits, bitorder="little"
+    )  # [..., count, bits]
+    return np.packbits(each.reshape(*codes.shape[:-1], -1), axis=-1, bitorder="little")
+
+
+def unpack_bits(stream: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """Unpack `count` codes, uint8 [..., count], from uint8 [..., packed_bytes(count, bits)]."""
+    if stream.shape[-1] != packed_bytes(count, bits):
+        raise BadInput(f"{count} codes of {bits} bits take {packed_bytes(count, bits)} bytes, got {stream.shape[-1]}")
+    each = np.unpackbits(stream, axis=-1, count=count * bits, bitorder="little")
+    return np.packbits(each.reshape(*stream.shape[:-1], count, bits), axis=-1, bitorder="little")[..., 0]

@@ -1,0 +1,167 @@
+"""Grids: the values that a code can stand for, and how a weight is rounded to one of them.
+
+A grid is fitted to a group of weights (`fit`: a scale and a zero-point), then a weight becomes a code (`encode`) and a
+code becomes a weight again (`decode`)::
+
+    code   = clip(round(w / scale) + zero, 0, 2^bits - 1)          round: half to even, everywhere in refquant
+    weight = (code - zero) * scale
+
+Letters: n outputs, k inputs, g weights that share a scale.
+"""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from refquant.errors import BadInput, UnknownName
+
+
+def round_half_even(x: np.ndarray) -> np.ndarray:
+    """Round to the nearest integer, ties to even: the one rounding rule (IEEE 754 default, `torch.round`, `np.rint`)."""
+    return np.rint(x)
+
+
+def check_weights(w: np.ndarray, name: str = "weights") -> np.ndarray:
+    """Return `w` as float32 [n, k]; raise `BadInput` for another rank, an empty axis, an integer dtype, NaN or infinity."""
+    w = np.asarray(w)
+    if w.ndim != 2 or 0 in w.shape:
+        raise BadInput(f"{name}: expected a matrix [out, in] with no empty axis, got shape {w.shape}")
+    if w.dtype.kind != "f":
+        raise BadInput(f"{name}: expected floating point, got {w.dtype}")
+    bad = ~np.isfinite(w)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise BadInput(
+            f"{name}: {int(bad.sum())} of {w.size} values are NaN or infinite, the first at [{row}, {column}]; "
+            "repair or retrain the layer, a grid cannot hold them"
+        )
+    with np.errstate(over="ignore"):
+        narrow = w.astype(np.float32)
+    if not np.isfinite(narrow).all():
+        raise BadInput(f"{name}: values beyond float32 (largest {np.abs(w).max():.3g})")
+    return narrow
+
+
+@dataclass(frozen=True)
+class IntGrid:
+    """A uniform grid of 2^bits levels, one scale (and zero-point) for every `group_size` weights of a row.
+
+    Parameters
+    ----------
+    bits : int
+        1 to 8.
+    group_size : int or None
+        Weights of a row that share a scale; the last group of a row may be short. None or -1: the whole row.
+    sym : bool
+        Symmetric: the zero-point is the middle code 2^(bits-1), which decodes to exactly 0.0, and the scale is
+        2 max|w| / (2^bits - 1); the top level then lies half a step inside max|w|. Asymmetric: the range [min, max],
+        always widened to contain 0, is spread over all the codes.
+    scale_dtype : str
+        "float16" (what files store; the default) or "float32". Codes are chosen with the scale *as stored*, so that
+        decoding and encoding again changes nothing.
+
+    Notes
+    -----
+    Source: `Quantizer.find_params` of the GPTQ paper's code (IST-DASLab/gptq, quant.py).
+    Against other code: the published code gives a symmetric group without a negative weight the scale max/15 with
+    zero-point 8, which clips it at 0.47 max; here every symmetric group is centred. AWQ programs do not widen the range
+    to 0 but clamp the zero-point, with scales of at least 1e-5; some use max|w|/7 for symmetric 4-bit.
+    Leaves out: floating-point zero-points (HQQ, TinyChat), the search for a clipped range (see `methods.awq.clip`).
+    """
+
+    bits: int
+    group_size: int | None = None
+    sym: bool = False
+    scale_dtype: str = "float16"
+
+    def __post_init__(self):
+        if self.group_size == -1:
+            object.__setattr__(self, "group_size", None)
+        if not (isinstance(self.bits, int) and 1 <= self.bits <= 8):
+            raise BadInput(f"an integer grid has 1 to 8 bits, got {self.bits!r}")
+        if self.group_size is not None and not (isinstance(self.group_size, int) and self.group_size > 0):
+            raise BadInput(f"group_size must be a positive integer, or -1 for the whole row, got {self.group_size!r}")
+        if self.scale_dtype not in ("float16", "float32"):
+            raise BadInput(f"scale_dtype must be 'float16' or 'float32', got {self.scale_dtype!r}")
+
+    @property
+    def name(self) -> str:
+        """Such as `int4-g128` or `int8-row-sym`."""
+        groups = "row" if self.group_size is None else f"g{self.group_size}"
+        return f"int{self.bits}-{groups}" + ("-sym" if self.sym else "")
+
+    @property
+    def max_code(self) -> int:
+        """The largest code, 2^bits - 1."""
+        return 2**self.bits - 1
+
+    def starts(self, k: int) -> np.ndarray:
+        """First column of each group in a row of `k` weights."""
+        return np.arange(0, k, self.group_size or k)
+
+    def group_index(self, k: int) -> np.ndarray:
+        """Group of each of the `k` columns, int32 [k]."""
+        return (np.arange(k) // (self.group_size or k)).astype(np.int32)
+
+    def fit_range(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Scale and zero-point, float32 of the inputs' shape, for groups with this minimum and maximum."""
+        low = np.minimum(low, 0).astype(np.float32)
+        high = np.maximum(high, 0).astype(np.float32)
+        if self.sym:
+            high = np.maximum(-low, high)
+            low = -high
+        empty = (low == 0) & (high == 0)  # an all-zero group: any scale will do
+        low, high = np.where(empty, np.float32(-1), low), np.where(empty, np.float32(1), high)
+        with np.errstate(over="ignore"):
+            scale = self._stored((high - low) / np.float32(self.max_code))
+        zero = np.full_like(scale, 2 ** (self.bits - 1)) if self.sym else round_half_even(-low / scale)
+        return scale, np.clip(zero, 0, self.max_code)
+
+    def _stored(self, scale: np.ndarray) -> np.ndarray:
+        """The scale as the file will hold it, back in float32; never 0, so that no group divides by zero."""
+        dtype = np.dtype(self.scale_dtype)
+        with np.errstate(over="ignore"):
+            stored = scale.astype(dtype)
+        if not np.isfinite(stored).all():
+            raise BadInput(f"{self.name}: a scale of {scale.max():.3g} does not fit {dtype}; use scale_dtype='float32'")
+        return np.maximum(stored, np.finfo(dtype).smallest_subnormal).astype(np.float32)
+
+    def fit(self, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Scale and zero-point, float32 [n], of one group `w` [n, g]."""
+        return self.fit_range(w.min(axis=1), w.max(axis=1))
+
+    def fit_groups(self, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Scales and zero-points, float32 [n, groups], of every group of `w` [n, k]."""
+        starts = self.starts(w.shape[1])
+        return self.fit_range(np.minimum.reduceat(w, starts, axis=1), np.maximum.reduceat(w, starts, axis=1))
+
+    def encode(self, w: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
+        """Codes, uint8 of `w`'s shape; `scale` and `zero` broadcast against `w`."""
+        return np.clip(round_half_even(w / scale) + zero, 0, self.max_code).astype(np.uint8)
+
+    def decode(self, codes: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
+        """Weights, float32 of the codes' shape."""
+        return (codes.astype(np.float32) - zero) * scale
+
+
+_INT_NAME = re.compile(r"int([1-8])-(?:row|g([1-9][0-9]{0,6}))(-sym)?")
+NAMED = tuple(
+    f"int{bits}-{groups}{sym}"
+    for bits in (8, 4, 3, 2)
+    for groups in ("g32", "g64", "g128", "row")
+    for sym in ("", "-sym")
+)
+
+
+def as_grid(grid) -> IntGrid:
+    """Return a grid from its name (`int4-g128`, `int3-row-sym`), or `grid` itself when it is one already."""
+    if not isinstance(grid, str):
+        if all(hasattr(grid, needed) for needed in ("fit", "encode", "decode")):
+            return grid
+        raise UnknownName("grid", grid, NAMED)
+    match = _INT_NAME.fullmatch(grid)
+    if not match:
+        raise UnknownName("grid", grid, (*NAMED, "int<bits>-g<any group size>[-sym]"))
+    bits, size, sym = match.groups()
+    return IntGrid(int(bits), int(size) if size else None, sym is not None)

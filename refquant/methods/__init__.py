@@ -1,0 +1,4 @@
+"""Methods: weights, and perhaps calibration data, become codes and scales. Reading order:
+
+rtn     round each weight to its nearest level
+"""

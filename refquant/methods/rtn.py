@@ -1,6 +1,6 @@
 """RTN: round every weight to the nearest level of its group's grid. The baseline that the other methods improve on.
 
-For each group of g weights of a row: the scale and zero-point from its minimum and maximum, then each weight by itself::
+For each group of g weights of a row: the scale and zero-point from its minimum and maximum, then every weight alone::
 
     code = clip(round(w / scale) + zero, 0, 2^bits - 1)
 

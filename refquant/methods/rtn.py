@@ -14,6 +14,7 @@ import numpy as np
 
 from refquant import ops
 from refquant.grids import as_grid, check_weights
+from refquant.methods.registry import Method, gpu_rows, register_method
 from refquant.quantized import Quantized
 
 
@@ -41,3 +42,19 @@ def search(w: np.ndarray, grid, importance=None) -> dict:
 
 
 ops.part("search", "int")(search)
+
+register_method(
+    Method(
+        "rtn",
+        layer=lambda w, grid, inputs: quantize(w, grid),
+        rows=gpu_rows(
+            "rtn",
+            "RTN",
+            {
+                "int8-row": "Simple, safe compression",
+                "int4-g128": "Baseline: no calibration data",
+                "int3-g128": "Baseline: shows what 3 bits cost",
+            },
+        ),
+    )
+)

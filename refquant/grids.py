@@ -144,6 +144,11 @@ class IntGrid:
         """Weights, float32 of the codes' shape."""
         return (codes.astype(np.float32) - zero) * scale
 
+    def fields(self, codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray, g_idx=None) -> dict:
+        """What a method hands to `ops.pack`: codes [n, k], scales and zero-points [n, G], perhaps the groups [k]."""
+        fields = {"codes": codes, "scales": scales.astype(self.scale_dtype), "zeros": zeros.astype(np.uint8)}
+        return fields if g_idx is None else fields | {"g_idx": g_idx}
+
 
 _INT_NAME = re.compile(r"int([1-8])-(?:row|g([1-9][0-9]{0,6}))(-sym)?")
 NAMED = tuple(

@@ -24,14 +24,17 @@ class Row:
 class LayerInputs:
     """What calibration learned about the inputs x [tokens, in] of one Linear layer. Holds only what a method needs.
 
-    hessian : [in, in], 2/tokens times the sum of x xᵀ.
+    hessian : `gptq.Hessian`, whose `H` [in, in] is 2/tokens times the sum of x xᵀ.
+    mean_square : float64 [in], mean of x²: the importance of each column.
+    mean_abs : float64 [in], mean of |x|: AWQ's measure of a channel.
     x : float32 [tokens, in], a sample.
-    mean_square : [in], mean of x² over all tokens: the importance matrix's diagonal.
     """
 
-    hessian: np.ndarray | None = None
-    x: np.ndarray | None = None
+    tokens: int = 0
+    hessian: object | None = None
     mean_square: np.ndarray | None = None
+    mean_abs: np.ndarray | None = None
+    x: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def search(w: np.ndarray, grid, importance=None) -> dict:
     scales, zeros = grid.fit_groups(w)  # [n, G]
     g_idx = grid.group_index(w.shape[1])  # [k]
     codes = grid.encode(w, scales[:, g_idx], zeros[:, g_idx])  # [n, k]
-    return {"codes": codes, "scales": scales.astype(grid.scale_dtype), "zeros": zeros.astype(np.uint8)}
+    return grid.fields(codes, scales, zeros)
 
 
 ops.part("search", "int")(search)

@@ -36,7 +36,9 @@ class Stream:
     def __init__(self, model: nn.Module, ids: np.ndarray, batch: int = 4):
         ids = np.asarray(ids)
         if ids.ndim != 2 or not ids.size:
-            raise BadInput(f"calibration: expected token ids [windows, context] with at least one window, got {ids.shape}")
+            raise BadInput(
+                f"calibration: expected token ids [windows, context] with at least one window, got {ids.shape}"
+            )
         self.hidden: list[torch.Tensor] = []
         self.arguments: dict[int, list[tuple[tuple, dict]]] = {}  # by batch size: each block's other arguments
         device = next(model.parameters()).device
@@ -92,11 +94,11 @@ class Stream:
 def watch(block: nn.Module, needs: frozenset[str], sample: int = 4096):
     """Collect, while the block runs, what `needs` names of each Linear layer's inputs; yields {layer: LayerInputs}.
 
-    Layers that share one input (q, k, v) share one `LayerInputs`. `sample` bounds the tokens kept for "x".
+    Layers that share one input tensor (q, k, v) share one `LayerInputs`. `sample` bounds the tokens kept for "x".
     """
-    collected = {name: LayerInputs() for name in linears(block)}
-    seen: dict[str, int] = {}
-    current: tuple | None = None  # the input tensor seen last, and the layer that first received it
+    layers = linears(block)
+    collected = {name: LayerInputs() for name in layers}
+    current: tuple | None = None  # the input tensor seen last, and the layer that received it first
 
     def hook(name):
         def look(module, args):
@@ -105,12 +107,11 @@ def watch(block: nn.Module, needs: frozenset[str], sample: int = 4096):
                 collected[name] = collected[current[1]]
                 return
             current = (args[0], name)
-            _accumulate(collected[name], args[0].detach().flatten(0, -2).float().cpu().numpy(), needs, seen.get(name, 0), sample)
-            seen[name] = seen.get(name, 0) + args[0].numel() // args[0].shape[-1]
+            _accumulate(collected[name], args[0].detach().flatten(0, -2).float().cpu().numpy(), needs, sample)
 
         return look
 
-    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in linears(block).items()]
+    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
     try:
         yield collected
     finally:
@@ -118,16 +119,20 @@ def watch(block: nn.Module, needs: frozenset[str], sample: int = 4096):
             handle.remove()
 
 
-def _accumulate(inputs: LayerInputs, x: np.ndarray, needs: frozenset[str], before: int, sample: int) -> None:
-    """Update running means with x [tokens, in], after `before` tokens."""
+def _accumulate(inputs: LayerInputs, x: np.ndarray, needs: frozenset[str], sample: int) -> None:
+    """Update the running means with x [tokens, in]."""
     if not np.isfinite(x).all():
         raise BadInput("calibration: a layer received NaN or infinite activations; the model or the text is broken")
+    inputs.tokens += len(x)
+    share = len(x) / inputs.tokens
     if "hessian" in needs:
-        inputs.hessian = gptq.hessian(x, inputs.hessian, before)
-    if "mean_square" in needs:
-        mean = np.square(x, dtype=np.float64).mean(axis=0)
-        share = len(x) / (before + len(x))
-        inputs.mean_square = mean if inputs.mean_square is None else inputs.mean_square * (1 - share) + mean * share
+        inputs.hessian = inputs.hessian or gptq.Hessian(x.shape[1])
+        inputs.hessian.add(x)
+    for name, values in (("mean_square", np.square), ("mean_abs", np.abs)):
+        if name in needs:
+            old, new = getattr(inputs, name), values(x).mean(axis=0, dtype=np.float64)
+            setattr(inputs, name, new if old is None else old * (1 - share) + new * share)
     if "x" in needs:
-        room = max(sample - before, 0)
-        inputs.x = x[:room] if inputs.x is None else np.concatenate([inputs.x, x[:room]])
+        room = sample - (0 if inputs.x is None else len(inputs.x))
+        if room > 0:
+            inputs.x = x[:room] if inputs.x is None else np.concatenate([inputs.x, x[:room]])

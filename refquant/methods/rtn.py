@@ -1,6 +1,6 @@
 """RTN: round every weight to the nearest level of its group's grid. The baseline that the other methods improve on.
 
-For each group of g weights of a row: the scale and zero-point from its minimum and maximum, then each weight by itself::
+Each group of g weights of a row: the scale and zero-point from its minimum and maximum, then each weight by itself::
 
     code = clip(round(w / scale) + zero, 0, 2^bits - 1)
 
@@ -29,6 +29,15 @@ def quantize(w: np.ndarray, grid) -> Quantized:
     """
     w, grid = check_weights(w), as_grid(grid)
     return ops.pack(search(w, grid), grid.name, w.shape)
+
+
+def rounded(w: np.ndarray, grid) -> np.ndarray:
+    """Return the weights, float32 [n, k], that RTN leaves of `w`: `quantize` and decode, without packing."""
+    grid = as_grid(grid)
+    scales, zeros = grid.fit_groups(w)  # [n, G]
+    g_idx = grid.group_index(w.shape[1])  # [k]
+    scale, zero = scales[:, g_idx], zeros[:, g_idx]  # [n, k]
+    return grid.decode(grid.encode(w, scale, zero), scale, zero)
 
 
 def search(w: np.ndarray, grid, importance=None) -> dict:

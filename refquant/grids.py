@@ -18,12 +18,12 @@ from refquant.errors import BadInput, UnknownName
 
 
 def round_half_even(x: np.ndarray) -> np.ndarray:
-    """Round to the nearest integer, ties to even: the one rounding rule (IEEE 754 default, `torch.round`, `np.rint`)."""
+    """Round to the nearest integer, ties to even: the one rounding rule (IEEE 754, `torch.round`, `np.rint`)."""
     return np.rint(x)
 
 
 def check_weights(w: np.ndarray, name: str = "weights") -> np.ndarray:
-    """Return `w` as float32 [n, k]; raise `BadInput` for another rank, an empty axis, an integer dtype, NaN or infinity."""
+    """Return `w` as float32 [n, k]; raise `BadInput` for another rank, an empty axis, integers, NaN or infinity."""
     w = np.asarray(w)
     if w.ndim != 2 or 0 in w.shape:
         raise BadInput(f"{name}: expected a matrix [out, in] with no empty axis, got shape {w.shape}")

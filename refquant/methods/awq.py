@@ -47,6 +47,7 @@ def search(
     x: np.ndarray,
     grid,
     forward=None,
+    mean_abs: np.ndarray | None = None,
     n_grid: int = 20,
     include_one: bool = False,
     duo_scaling: bool = False,
@@ -65,6 +66,8 @@ def search(
     forward : callable, optional
         Takes the list of weights (scaled, rounded and scaled back) to the output that is to change least, an array: the
         whole attention or MLP with these weights in place. By default, the outputs x w^T of the layers themselves.
+    mean_abs : float [k], optional
+        Mean |x| over more tokens than `x` holds; by default, over `x`.
     n_grid : int
         Exponents tried: 0, 1/n_grid, ... (n_grid - 1)/n_grid.
     include_one : bool
@@ -98,7 +101,9 @@ def search(
     x = check_inputs(x, ws[0].shape[1])
     forward = forward or (lambda ws: np.concatenate([x @ w.T for w in ws], axis=1))
 
-    x_mean = np.abs(x).mean(axis=0, dtype=np.float64)  # [k]
+    x_mean = np.abs(x).mean(axis=0, dtype=np.float64) if mean_abs is None else np.asarray(mean_abs, np.float64)
+    if x_mean.shape != x.shape[1:] or not (np.isfinite(x_mean) & (x_mean >= 0)).all():
+        raise BadInput(f"mean_abs: expected {x.shape[1]} finite values of at least 0, got shape {x_mean.shape}")
     w_mean = _relative_magnitude(ws, grid) if duo_scaling else None
     alphas = np.arange(n_grid + include_one) / n_grid
     candidates = [channel_scales(alpha, x_mean, w_mean) for alpha in alphas]

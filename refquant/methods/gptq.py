@@ -23,6 +23,7 @@ import numpy as np
 from refquant import ops
 from refquant.errors import BadInput, NotPositiveDefinite
 from refquant.grids import as_grid, check_inputs, check_weights
+from refquant.methods.registry import Method, gpu_rows, register_method
 from refquant.quantized import Quantized, find_format
 
 
@@ -225,3 +226,12 @@ def _traffic(shape, name):
 
 
 ops.register("gptq", _quantize, _traffic)
+
+register_method(
+    Method(
+        "gptq",
+        layer=lambda w, grid, inputs, **options: quantize(w, inputs.hessian.H, grid, **options).quantized,
+        needs=frozenset({"hessian"}),
+        rows=gpu_rows("gptq", "GPTQ", {"int4-g128": "GPU serving at scale", "int3-g128": "Max compression (GPU)"}),
+    )
+)

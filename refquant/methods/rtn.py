@@ -1,6 +1,6 @@
 """RTN: round every weight to the nearest level of its group's grid. The baseline that the other methods improve on.
 
-Each group of g weights of a row: the scale and zero-point from its minimum and maximum, then each weight by itself::
+For each group of g weights of a row: the scale and zero-point from its minimum and maximum, then every weight alone::
 
     code = clip(round(w / scale) + zero, 0, 2^bits - 1)
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from refquant import ops
 from refquant.grids import as_grid, check_weights
+from refquant.methods.registry import Method, gpu_rows, register_method
 from refquant.quantized import Quantized
 
 
@@ -50,3 +51,19 @@ def search(w: np.ndarray, grid, importance=None) -> dict:
 
 
 ops.part("search", "int")(search)
+
+register_method(
+    Method(
+        "rtn",
+        layer=lambda w, grid, inputs: quantize(w, grid),
+        rows=gpu_rows(
+            "rtn",
+            "RTN",
+            {
+                "int8-row": "Simple, safe compression",
+                "int4-g128": "Baseline: no calibration data",
+                "int3-g128": "Baseline: shows what 3 bits cost",
+            },
+        ),
+    )
+)

@@ -22,6 +22,7 @@ from refquant import ops
 from refquant.errors import BadInput
 from refquant.grids import as_grid, check_inputs, check_weights
 from refquant.methods import rtn
+from refquant.methods.registry import Method, gpu_rows, register_method
 from refquant.quantized import Quantized
 
 
@@ -89,9 +90,9 @@ def search(
     Notes
     -----
     At alpha = 0, s is 1 and the result plain RTN. Of equal errors the smallest alpha is kept.
-    Against other code: llm-awq rounds on a range that is not widened to contain 0, with a scale of at least 1e-5. AutoAWQ replaces scales that are not finite by 1; here they cannot
-    arise: the mean is in float64, and max and min are never multiplied. An alpha whose group scales float16 cannot hold
-    counts as an infinite error.
+    Against other code: llm-awq rounds on a range that is not widened to contain 0, with a scale of at least 1e-5.
+    AutoAWQ replaces scales that are not finite by 1; here they cannot arise: the mean is in float64, and max and min
+    are never multiplied. An alpha whose group scales float16 cannot hold counts as an infinite error.
     Leaves out: absorbing 1 / s into the model (`models`).
     """
     grid = as_grid(grid)
@@ -236,3 +237,14 @@ def keep_salient(w: np.ndarray, x: np.ndarray, grid, fraction: float = 0.01) -> 
     weights[:, rest] = ops.dequantize(q)
     kept = 2 * len(w) * len(columns) + 4 * len(columns)
     return Mixed(weights, columns, 8 * (q.nbytes + kept) / w.size)
+
+
+# In a model, `refquant.models.absorb` searches, absorbs and clips; what is left for a layer is to round.
+register_method(
+    Method(
+        "awq",
+        layer=lambda w, grid, inputs: rtn.quantize(w, grid),
+        needs=frozenset({"x", "mean_abs"}),
+        rows=gpu_rows("awq", "AWQ", {"int4-g128": "GPU serving at scale", "int3-g128": "Max compression (GPU)"}),
+    )
+)

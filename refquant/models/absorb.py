@@ -1,8 +1,8 @@
 """AWQ on a block: find scales at the output of attention and MLP, and move them into the layers before.
 
-A Linear layer may have its input columns multiplied by s when whatever produces its input is divided by s. That producer
-is a norm (its weight, and bias, divided) or another Linear layer (its output rows divided) with nothing but element-wise
-products in between::
+A Linear layer may have its input columns multiplied by s when whatever produces its input is divided by s. That
+producer is a norm (its weight, and bias, divided) or another Linear layer (its output rows divided) with nothing but
+element-wise products in between::
 
     input norm       ->  q, k, v           compared at the output of attention
     v                ->  o                 at o's own output; only where each head has its own v (no grouped queries)
@@ -101,7 +101,7 @@ def absorb(block: nn.Module, group: ScaleGroup, s: np.ndarray) -> None:
 def prepare_awq(
     block: nn.Module, index: int, stream: Stream, inputs: dict[str, LayerInputs], grid, clip: bool = True, **options
 ) -> dict[str, LayerInputs]:
-    """Search the scales of a block's groups, absorb them, clip the weights; returns the inputs as the layers now see them.
+    """Search the scales of a block's groups, absorb them, clip; return the inputs as the layers now see them.
 
     `clip=False` leaves the ranges alone; `options` go to `awq.search`.
     """
@@ -124,7 +124,8 @@ def prepare_awq(
     if clip:
         for name, layer in walk.linears(block).items():
             if not name.endswith(("q_proj", "k_proj", "qkv_proj", "c_attn")):  # the product q kᵀ is too sensitive
-                walk.set_weight(layer, awq.clip(walk.weight_array(layer), inputs[name].x, grid))
+                w = walk.weight_array(layer)
+                walk.set_weight(layer, awq.clamp(w, awq.clip(w, inputs[name].x, grid), grid))
     return inputs
 
 

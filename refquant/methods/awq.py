@@ -89,9 +89,11 @@ def search(
     Notes
     -----
     At alpha = 0, s is 1 and the result plain RTN. Of equal errors the smallest alpha is kept.
-    Against other code: llm-awq rounds on a range that is not widened to contain 0, with a scale of at least 1e-5. AutoAWQ replaces scales that are not finite by 1; here they cannot
-    arise: the mean is in float64, and max and min are never multiplied. An alpha whose group scales float16 cannot hold
-    counts as an infinite error.
+    An alpha whose group scales float16 cannot hold counts as an infinite error.
+
+    Against other code: llm-awq rounds on a range that is not widened to contain 0, with a scale of at least 1e-5.
+    AutoAWQ replaces scales that are not finite by 1; here they cannot arise: the mean is in float64, and max and min
+    are never multiplied.
     Leaves out: absorbing 1 / s into the model (`models`).
     """
     grid = as_grid(grid)

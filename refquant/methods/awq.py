@@ -100,6 +100,8 @@ def search(
     ws = [check_weights(w) for w in ws]
     if len({w.shape[1] for w in ws}) != 1:
         raise BadInput(f"awq.search: expected matrices with the same inputs, got {[w.shape for w in ws]}")
+    if n_grid < 1:
+        raise BadInput(f"n_grid must be at least 1, got {n_grid!r}")
     x = check_inputs(x, ws[0].shape[1])
     forward = forward or (lambda ws: np.concatenate([x @ w.T for w in ws], axis=1))
 
@@ -232,9 +234,12 @@ def keep_salient(w: np.ndarray, x: np.ndarray, grid, fraction: float = 0.01) -> 
     rest = np.delete(np.arange(w.shape[1]), columns)
     if not len(rest):
         raise BadInput(f"a layer of {w.shape[1]} inputs has none left to quantize with {len(columns)} kept")
+    with np.errstate(over="ignore"):
+        kept = w[:, columns].astype(np.float16)
+    if not np.isfinite(kept).all():
+        raise BadInput(f"a salient weight of {np.abs(w[:, columns]).max():.3g} does not fit float16")
     q = rtn.quantize(w[:, rest], grid)
     weights = np.empty_like(w)
-    weights[:, columns] = w[:, columns].astype(np.float16)
+    weights[:, columns] = kept
     weights[:, rest] = ops.dequantize(q)
-    kept = 2 * len(w) * len(columns) + 4 * len(columns)
-    return Mixed(weights, columns, 8 * (q.nbytes + kept) / w.size)
+    return Mixed(weights, columns, 8 * (q.nbytes + kept.nbytes + 4 * len(columns)) / w.size)

@@ -12,12 +12,10 @@
 Letters, everywhere: m tokens, n outputs, k inputs, g weights that share a scale; W, X, H, Hinv as in the papers.
 """
 
-from refquant import formats
+from refquant import formats, methods
 from refquant.errors import RefquantError
 from refquant.formats import uniform as _uniform  # noqa: F401 (registers itself)
 from refquant.grids import IntGrid, as_grid
-from refquant.methods import gptq as _gptq  # noqa: F401 (registers itself)
-from refquant.methods import rtn as _rtn  # noqa: F401
 from refquant.ops import dequantize, matmul, quantize, traffic
 from refquant.quantized import Quantized
 
@@ -30,6 +28,7 @@ __all__ = [
     "dequantize",
     "formats",
     "matmul",
+    "methods",
     "quantize",
     "traffic",
 ]

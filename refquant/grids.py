@@ -44,7 +44,7 @@ def check_weights(w: np.ndarray, name: str = "weights") -> np.ndarray:
 
 
 def check_inputs(x: np.ndarray, k: int, dtype=np.float32) -> np.ndarray:
-    """Return calibration inputs [..., k] as [m, k] of `dtype`; `BadInput` for no token, wrong width, NaN, infinity."""
+    """Return inputs [..., k] as `dtype` [m, k]; raise `BadInput` for no token, a wrong width, NaN or infinity."""
     x = np.asarray(x)
     if x.ndim < 2 or x.shape[-1] != k or x.size == 0 or x.dtype.kind != "f":
         raise BadInput(

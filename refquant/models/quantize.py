@@ -4,7 +4,6 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from refquant.errors import BadInput
@@ -19,7 +18,7 @@ from refquant.ops import dequantize
 
 @dataclass
 class Layer:
-    """One quantized layer: its name, what became of it, and the relative squared output error where inputs were seen."""
+    """One quantized layer: what became of it, and its relative squared output error where inputs were seen."""
 
     name: str
     format: str
@@ -107,25 +106,27 @@ def quantize(
                 for _ in stream.run(block, index):
                     pass
             if prepare:
-                inputs = prepare(model, block, index, stream, inputs, grid)
+                inputs = prepare(block, index, stream, inputs, grid, **options)
         for name, layer in walk.linears(block).items():
-            _quantize_layer(report, block, index, name, layer, entry, grid, inputs.get(name), backend, options)
+            run = {} if prepare else options
+            q = _quantize_layer(report, f"block {index} {name}", layer, entry, grid, inputs.get(name), run)
+            walk.replace(block, name, QuantLinear(q, layer.bias, backend))
         if stream:
             stream.advance(block, index)
-    report.other_parameters = sum(p.numel() for p in model.parameters())
+    biases = (m.bias for m in model.modules() if isinstance(m, QuantLinear) and m.bias is not None)
+    report.other_parameters = sum(p.numel() for p in [*model.parameters(), *biases])
     report.seconds = time.perf_counter() - began
     return report
 
 
-def _quantize_layer(report, block, index, name, layer, entry, grid, inputs, backend, options):
-    full_name = f"block {index} {name}"
+def _quantize_layer(report, name, layer, entry, grid, inputs, options):
     w = walk.weight_array(layer)
     try:
         q = entry.layer(w, grid, inputs, **options)
     except BadInput as problem:
-        raise BadInput(f"{full_name}: {problem}") from problem
+        raise BadInput(f"{name}: {problem}") from problem
     error = None
     if inputs is not None and inputs.hessian is not None:
         error = layer_error(w, dequantize(q), inputs.hessian.H)
-    report.layers.append(Layer(full_name, q.format, q.shape, q.nbytes, error))
-    walk.replace(block, name, QuantLinear(q, layer.bias, backend))
+    report.layers.append(Layer(name, q.format, q.shape, q.nbytes, error))
+    return q

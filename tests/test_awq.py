@@ -122,6 +122,15 @@ def test_forward_scores_the_output_that_it_returns():
     np.testing.assert_allclose(r.errors, awq.search([w[-4:]], x, "int3-g32").errors, rtol=1e-6)
 
 
+def test_an_exponent_whose_output_is_not_finite_is_passed_over():
+    w, x = make_layer(outliers=[3])
+    best = awq.search([w], x, "int3-g32").alpha
+    calls = iter(range(-1, 20))  # the original weights come first
+    r = awq.search([w], x, "int3-g32", forward=lambda ws: x @ ws[0].T * (np.nan if next(calls) == 20 * best else 1))
+    assert r.errors[round(20 * best)] == np.inf
+    assert r.alpha == r.alphas[r.errors.argmin()] != best
+
+
 def test_mean_abs_takes_the_place_of_the_mean_over_x():
     w, x = make_layer(outliers=[3])
     mean = np.abs(x).mean(axis=0, dtype=np.float64)

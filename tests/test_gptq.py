@@ -256,6 +256,13 @@ def test_losses_are_the_output_error_of_the_damped_hessian(options):
     np.testing.assert_allclose(r.losses.sum(), 0.5 * np.trace(change @ damped @ change.T), rtol=1e-4)
 
 
+def test_losses_stay_with_their_columns():
+    w, _, H = make_layer(n=9, k=40, seed=6)
+    order = np.argsort(-np.diag(H), kind="stable")
+    sorted_before = gptq.quantize(w[:, order], H[np.ix_(order, order)], "int3-row")
+    np.testing.assert_array_equal(gptq.quantize(w, H, "int3-row", act_order=True).losses[order], sorted_before.losses)
+
+
 # ---- Hessians that are hard to factor
 
 

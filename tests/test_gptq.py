@@ -311,6 +311,15 @@ def test_case_18_damping_rises_tenfold_until_the_factor_exists():
     assert gptq.quantize(w, H, "int4-g32", damp=0.5).damp == 0.5
 
 
+@pytest.mark.parametrize("k", range(8, 17))
+def test_case_18_a_hilbert_matrix_is_factored_or_damped(k):
+    """Condition 1e10 to beyond float64: either Cholesky, of H or of its inverse, may be the one that fails."""
+    j = np.arange(k)
+    U, damp = gptq.inverse_factor(1 / (j[:, None] + j + 1), 0)
+    assert np.isfinite(U).all()
+    assert damp in ([0] if k < 10 else [0, 1e-4])
+
+
 def test_case_18_what_no_damping_repairs_is_a_named_error():
     w, _, H = make_layer(k=32, seed=8)
     H[0, 1] = H[1, 0] = 100 * np.trace(H)

@@ -60,7 +60,11 @@ def code_lines(path: Path) -> int:
     for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
         layout = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT, tokenize.ENDMARKER)
         if token.type not in layout:
-            docstring = token.type == tokenize.STRING and previous in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+            docstring = token.type == tokenize.STRING and previous in (
+                tokenize.NEWLINE,
+                tokenize.INDENT,
+                tokenize.DEDENT,
+            )
             if not docstring:
                 lines.update(range(token.start[0], token.end[0] + 1))
         if token.type not in (tokenize.NL, tokenize.COMMENT):

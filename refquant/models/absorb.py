@@ -29,7 +29,7 @@ from refquant.methods.registry import LayerInputs
 from refquant.models import walk
 from refquant.models.calibrate import Stream
 
-SEARCH_TOKENS = 2048  # tokens on which candidate scales are compared; the channel means use all of them
+SEARCH_TOKENS = 1024  # tokens on which candidate scales are compared; the channel means use all of them
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ Letters, everywhere: m tokens, n outputs, k inputs, g weights that share a scale
 
 from refquant import formats
 from refquant.errors import RefquantError
+from refquant.formats import gguf
 from refquant.formats import uniform as _uniform  # noqa: F401 (registers itself)
 from refquant.grids import IntGrid, as_grid
 from refquant.methods import rtn as _rtn  # noqa: F401 (registers itself)
@@ -28,6 +29,7 @@ __all__ = [
     "as_grid",
     "dequantize",
     "formats",
+    "gguf",
     "matmul",
     "quantize",
     "traffic",

@@ -17,7 +17,8 @@ from refquant.errors import RefquantError
 from refquant.formats import gguf
 from refquant.formats import uniform as _uniform  # noqa: F401 (registers itself)
 from refquant.grids import IntGrid, as_grid
-from refquant.methods import rtn as _rtn  # noqa: F401 (registers itself)
+from refquant.methods import gptq as _gptq  # noqa: F401 (registers itself)
+from refquant.methods import rtn as _rtn  # noqa: F401
 from refquant.ops import dequantize, matmul, quantize, traffic
 from refquant.quantized import Quantized
 

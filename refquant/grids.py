@@ -18,12 +18,12 @@ from refquant.errors import BadInput, UnknownName
 
 
 def round_half_even(x: np.ndarray) -> np.ndarray:
-    """Round to the nearest integer, ties to even: the one rounding rule (IEEE 754 default, `torch.round`, `np.rint`)."""
+    """Round to the nearest integer, ties to even: the one rounding rule (IEEE 754, `torch.round`, `np.rint`)."""
     return np.rint(x)
 
 
 def check_weights(w: np.ndarray, name: str = "weights") -> np.ndarray:
-    """Return `w` as float32 [n, k]; raise `BadInput` for another rank, an empty axis, an integer dtype, NaN or infinity."""
+    """Return `w` as float32 [n, k]; raise `BadInput` for another rank, an empty axis, integers, NaN or infinity."""
     w = np.asarray(w)
     if w.ndim != 2 or 0 in w.shape:
         raise BadInput(f"{name}: expected a matrix [out, in] with no empty axis, got shape {w.shape}")
@@ -143,6 +143,11 @@ class IntGrid:
     def decode(self, codes: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
         """Weights, float32 of the codes' shape."""
         return (codes.astype(np.float32) - zero) * scale
+
+    def fields(self, codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray, g_idx=None) -> dict:
+        """What a method hands to `ops.pack`: codes [n, k], scales and zero-points [n, G], perhaps the groups [k]."""
+        fields = {"codes": codes, "scales": scales.astype(self.scale_dtype), "zeros": zeros.astype(np.uint8)}
+        return fields if g_idx is None else fields | {"g_idx": g_idx}
 
 
 _INT_NAME = re.compile(r"int([1-8])-(?:row|g([1-9][0-9]{0,6}))(-sym)?")

@@ -1,4 +1,6 @@
 """Methods: weights, and perhaps calibration data, become codes and scales. Reading order:
 
-rtn     round each weight to its nearest level
+rtn       round each weight to its nearest level
+gptq      column by column; the columns still to come make up for each column's error
+registry  the methods by name, and the rows of the table
 """

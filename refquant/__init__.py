@@ -14,8 +14,10 @@ Letters, everywhere: m tokens, n outputs, k inputs, g weights that share a scale
 
 from refquant import formats
 from refquant.errors import RefquantError
+from refquant.formats import gguf_blocks as _gguf_blocks  # noqa: F401 (registers itself)
 from refquant.formats import uniform as _uniform  # noqa: F401 (registers itself)
 from refquant.grids import IntGrid, as_grid
+from refquant.methods import kquants as _kquants  # noqa: F401 (registers itself)
 from refquant.methods import rtn as _rtn  # noqa: F401 (registers itself)
 from refquant.ops import dequantize, matmul, quantize, traffic
 from refquant.quantized import Quantized

@@ -10,10 +10,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "refquant"
 
 # Each layer and what it may import besides itself. `methods` and `formats` never meet.
-CORE = {"errors", "grids", "quantized", "ops"}
+CORE = {"errors", "casts", "codebooks", "ggml_types", "grids", "importance", "quantized", "ops"}
 BASE = CORE | {"methods", "formats"}
 MAY_IMPORT = {
     "errors": set(),
+    "casts": set(),
+    "codebooks": set(),
+    "ggml_types": {"errors"},
+    "importance": {"errors"},
     "grids": {"errors"},
     "quantized": {"errors"},
     "ops": {"errors", "grids", "quantized"},

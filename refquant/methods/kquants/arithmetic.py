@@ -41,6 +41,11 @@ def nearest(v: np.ndarray) -> np.ndarray:
     return ((v + _MAGIC).view(np.int32) & 0x007F_FFFF) - 0x0040_0000
 
 
+def clamped(v: np.ndarray, top: int) -> np.ndarray:
+    """Limit float32 to 0..top; NaN becomes 0."""
+    return np.fmin(np.fmax(v, f32(0)), f32(top))
+
+
 def round_half_away(v: np.ndarray) -> np.ndarray:
     """Round float32 to the nearest integer, float32, ties away from zero. C's `roundf`."""
     whole = np.trunc(v)
@@ -71,8 +76,11 @@ def highest(x: np.ndarray) -> np.ndarray:
 
 
 def largest_magnitude(x: np.ndarray) -> np.ndarray:
-    """The entry of largest magnitude along the first axis, with its sign; the first of equals; +0 where all are 0."""
-    size = np.abs(x)
+    """The entry of largest magnitude along the first axis, with its sign; the first of equals; +0 where all are 0.
+
+    NaN is passed over, as `if (size > largest)` does; a scale is NaN when its sums overflowed.
+    """
+    size = np.fmax(np.abs(x), f32(0))
     first = size.argmax(axis=0)[None]
     return np.where(size.max(axis=0) > 0, np.take_along_axis(x, first, axis=0)[0], f32(0))
 

@@ -24,6 +24,7 @@ from refquant.codebooks import IQ4_VALUES
 from refquant.methods.kquants.arithmetic import (
     EPS,
     as_byte,
+    clamped,
     f32,
     highest,
     largest_magnitude,
@@ -143,23 +144,26 @@ def scale_and_min(x, weight, top, first, step, steps, absolute=False) -> tuple[n
 
     When all weight sits on one element D is 0 in exact arithmetic, but its roundings may leave it just above, and the
     "fit" is noise, sometimes with a negative scale.
+
+    Trials limit the position to 0..top before they round it, as ggml does since 2026. Earlier releases round first; that
+    gives another code only to a weight millions of steps below the minimum, which takes an importance of 0.
     """
     low, high, wx = lowest(x), highest(x), weight * x
     sum_w, sum_x = ordered_sum(weight[1:], weight[0]), ordered_sum(wx[1:], wx[0])
     low = np.where(low > 0, f32(0), low)
 
-    def codes_in(levels, minimum):
-        return np.clip(nearest(levels / (high - minimum) * (x - minimum)), 0, top)
+    def position(levels, minimum):
+        return levels / (high - minimum) * (x - minimum)
 
     def error(scale, l, minimum):
         difference = scale * l + minimum - x
         return ordered_sum(weight * (np.abs(difference) if absolute else difference * difference))
 
     minimum, scale = low, f32(1) / (f32(top) / (high - low))
-    codes = codes_in(f32(top), minimum)
+    codes = np.clip(nearest(position(f32(top), minimum)), 0, top)
     least = error(scale, codes.astype(f32), minimum)
     for i in range(steps + 1):
-        new = codes_in(f32(first) + f32(step) * f32(i) + f32(top), minimum)
+        new = nearest(clamped(position(f32(first) + f32(step) * f32(i) + f32(top), minimum), top))
         l = new.astype(f32)
         wl = weight * l
         sum_l, sum_ll, sum_xl = ordered_sum(wl), ordered_sum(wl * l), ordered_sum(wl * x)

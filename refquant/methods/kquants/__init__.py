@@ -10,9 +10,9 @@
     mx          MXFP4
     floats      F32 F16 BF16
 
-None of these looks at other weights than those of the block, or at what a layer computes: they round each block as well as
-its own numbers allow. What they may be told is the **importance** of each column, the mean squared activation that meets
-it, since an error in a weight costs its square times that.
+None of these looks at other weights than those of the block, or at what a layer computes: they round each block as well
+as its own numbers allow. What they may be told is the **importance** of each column, the mean squared activation that
+meets it, since an error in a weight costs its square times that.
 
 `refquant.quantize(w, "Q4_K", importance=...)` runs them. The layouts are in `refquant.formats.gguf_blocks`.
 """

@@ -101,3 +101,21 @@ def importance(kind, rng, k):
     """Importance float32 [k] of this kind, or None."""
     values = IMPORTANCE[kind](rng, k)
     return None if values is None else values.astype(np.float32)
+
+
+def from_file(path, rows, k):
+    """Up to `rows` rows of width `k`, cut from the matrices of a .safetensors or .gguf file, embeddings left out."""
+    if path.suffix == ".gguf":
+        import gguf
+
+        tensors = ((t.name, gguf.dequantize(t.data, t.tensor_type)) for t in gguf.GGUFReader(path).tensors)
+    else:
+        from safetensors.numpy import load_file
+
+        tensors = load_file(path).items()
+    parts, found = [], 0
+    for name, w in tensors:
+        if w.ndim == 2 and w.dtype.kind == "f" and "embd" not in name and "embedding" not in name and found < rows:
+            parts.append(w.reshape(-1)[: w.size // k * k].reshape(-1, k).astype(np.float32))
+            found += len(parts[-1])
+    return np.concatenate(parts)[:rows]

@@ -71,6 +71,8 @@ def pack_planes(codes: np.ndarray, bits: int, width: int) -> np.ndarray:
 
 def unsigned(codes: np.ndarray, bits: int) -> np.ndarray:
     """Codes as uint8, after a check that each fits `bits` bits: a larger one would spill into its neighbour."""
+    if codes.dtype.kind not in "ui":
+        raise BadInput(f"codes and scales of {bits} bits must be integers, got {codes.dtype}")
     if codes.size and (codes.min() < 0 or codes.max() >> bits):
         raise BadInput(f"codes must lie in 0..{(1 << bits) - 1} for {bits} bits, got {codes.min()}..{codes.max()}")
     return codes.astype(np.uint8)

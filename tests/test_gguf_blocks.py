@@ -58,7 +58,7 @@ SPECIAL = np.array(
 
 
 def random_bytes(rng, name, blocks):
-    """Random bytes are legal blocks. A quarter get special float16 numbers; 1 in 32 of the others is NaN or infinite."""
+    """Random bytes are legal blocks. A quarter get special float16 numbers; else 1 in 32 is NaN or infinite."""
     data = rng.integers(0, 256, (blocks, TABLE[name][1]), dtype=np.uint8)
     for offset in HALVES.get(name, []):
         chosen = rng.random(blocks) < 0.25
@@ -183,7 +183,7 @@ def test_case_28_q4_k_has_eight_distinct_scales_and_mins():
         mins=mins[None],
         codes=np.full(256, 9),
     )
-    # worked by hand from the bit diagram: 16 + (36 >> 4 << 6), ..., 63 + (39 >> 4 << 6), ..., (36 & 15) + (39 & 15) * 16
+    # by hand, from the bit diagram: 16 + (36 >> 4 << 6), ...; 63 + (39 >> 4 << 6), ...; (36 & 15) + (39 & 15) * 16, ...
     assert q.arrays["blocks"][0, 4:16].tolist() == [144, 149, 218, 223, 191, 185, 115, 109, 116, 31, 186, 95]
     np.testing.assert_array_equal(rq.dequantize(q)[0], np.repeat(0.5 * scales * 9 - 0.25 * mins, 32))
     np.testing.assert_array_equal(rq.dequantize(q), ggml.dequantize(q.arrays["blocks"], "Q4_K"))

@@ -54,6 +54,17 @@ def test_encode_equals_ggml(name, kind, sources):
         assert_same_bytes(w, name, rows.importance(kind, np.random.default_rng(21), w.shape[1]))
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("Q2_K", "one column in 16"), ("Q2_K", "one column in 64"), ("Q3_K", "none"), ("Q4_K", "one column in 64")],
+)
+def test_rare_branches(name, kind):
+    """Negative scales that run over into their neighbours, and the fifth round of the descent: 1 block in thousands."""
+    rng = np.random.default_rng(32)
+    for _ in range(3):
+        assert_same_bytes(rows.crafted(rng, 1000, 256), name, rows.importance(kind, rng, 256))
+
+
 @pytest.mark.parametrize("name", BLOCK)
 def test_huge_weights_that_do_not_matter(name, full):
     """An outlier of zero importance is the one way to leave the range in which rounding is simple."""

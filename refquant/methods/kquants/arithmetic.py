@@ -42,11 +42,6 @@ def nearest(v: np.ndarray) -> np.ndarray:
     return ((v + _MAGIC).view(np.int32) & 0x007F_FFFF) - 0x0040_0000
 
 
-def clamped(v: np.ndarray, top: int) -> np.ndarray:
-    """Limit float32 to 0..top; NaN becomes 0."""
-    return np.fmin(np.fmax(v, f32(0)), f32(top))
-
-
 def round_half_away(v: np.ndarray) -> np.ndarray:
     """Round float32 to the nearest integer, float32, ties away from zero. C's `roundf`."""
     whole = np.trunc(v)

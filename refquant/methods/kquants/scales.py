@@ -25,7 +25,6 @@ from refquant.codebooks import IQ4_VALUES
 from refquant.methods.kquants.arithmetic import (
     EPS,
     as_byte,
-    clamped,
     f32,
     highest,
     largest_magnitude,
@@ -149,6 +148,8 @@ def scale_and_min(x, weight, top, first, step, steps, absolute=False) -> tuple[n
     The trials are not independent: a kept trial's minimum becomes the lower end of the range of those that follow. With
     the first minimum throughout, a quarter of the scales would differ from ggml's.
 
+    A constant block needs no case of its own: its range is 0, so all codes come out 0 (0/0, taken as 0), and the scale.
+
     When all weight sits on one element D is 0 in exact arithmetic, but its roundings may leave it just above, and the
     "fit" is noise, sometimes with a negative scale.
 
@@ -170,7 +171,7 @@ def scale_and_min(x, weight, top, first, step, steps, absolute=False) -> tuple[n
     codes = np.clip(nearest(position(f32(top), minimum)), 0, top)
     least = error(scale, codes.astype(f32), minimum)
     for i in range(steps + 1):
-        new = nearest(clamped(position(f32(first) + f32(step) * f32(i) + f32(top), minimum), top))
+        new = nearest(np.clip(position(f32(first) + f32(step) * f32(i) + f32(top), minimum), 0, top))
         l = new.astype(f32)
         wl = weight * l
         sum_l, sum_ll, sum_xl = ordered_sum(wl), ordered_sum(wl * l), ordered_sum(wl * x)
@@ -182,8 +183,7 @@ def scale_and_min(x, weight, top, first, step, steps, absolute=False) -> tuple[n
         better = (d > 0) & (trial < least)
         codes, least = np.where(better, new, codes), np.where(better, trial, least)
         scale, minimum = np.where(better, new_scale, scale), np.where(better, new_min, minimum)
-    constant = high == low
-    return np.where(constant, 0, codes), np.where(constant, f32(0), scale), np.where(constant, low, minimum)
+    return codes, scale, minimum
 
 
 def table_codes(v: np.ndarray) -> np.ndarray:

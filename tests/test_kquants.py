@@ -1,4 +1,9 @@
-"""The searches of the block formats: identical bytes to ggml's compiled quantizer."""
+"""The searches of the block formats: identical bytes to ggml's compiled quantizer.
+
+The long run, a million weights of each kind for each format and each importance, with the rows of real models as well:
+
+    pytest tests/test_kquants.py tests/test_gguf_blocks.py --full --weights model.safetensors --weights model.gguf
+"""
 
 import ggml
 import gguf

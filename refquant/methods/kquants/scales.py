@@ -38,8 +38,7 @@ def symmetric_scale(x: np.ndarray, weight: np.ndarray, top: int) -> tuple[np.nda
     """Codes 0..2 top - 1 and scale of x ~ scale * (code - top). ggml's `make_qx_quants` with rmse_type 1.
 
     The first guess sends the weight of largest magnitude to -top, the end that has one level more; hence the sign of
-    the scale. Then 18 more, 0.1 to 0.9 levels longer or shorter. An all-zero block (below 1e-15) has scale 0 and codes
-    0.
+    the scale. Then 18 more, 0.1 to 0.9 levels longer or shorter. A block below 1e-15 has scale 0 and codes 0.
     """
     extreme = largest_magnitude(x)
 

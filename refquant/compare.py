@@ -128,7 +128,16 @@ def compare(
     add(_line("Unquantized (BF16)", reference, 16.0, 2 * parameters, None, "GPU", "When memory allows"))
     for row in rows:
         candidate = copy.deepcopy(model)
-        report = models.quantize(candidate, row.method, row.grid, samples, progress=progress)
+        try:
+            report = models.quantize(candidate, row.method, row.grid, samples, progress=progress)
+        except BadInput as problem:  # a method that does not know this architecture; said under the table
+            table.notes.append(f"{row.label} left out: {problem}.")
+            continue
+        if report.fallbacks:
+            table.notes.append(
+                f"{row.label}: {report.fallbacks} matrices have rows that its own type cannot hold and fell back to a "
+                "larger one (`refquant inspect` and the mix's plan show which)."
+            )
         scores = measure(candidate, row.label, reference=reference, bos=bos)
         add(
             _line(
@@ -217,8 +226,8 @@ def render_notes(table: Table) -> str:
             f"Perplexity: protocol {table.protocol}, {table.windows} windows of {table.context} tokens of "
             f"{table.evaluation_text}; KL from the unquantized model on the same tokens.",
             f"Calibration: {table.calibration_tokens} tokens of {table.calibration_text}.",
-            "Bits per weight are those of the quantized layers, scales and zero-points included; embedding, norms and "
-            "output layer stay and count as 16 bits in the size.",
+            "Bits per weight are those of the quantized matrices, scales and zero-points included. The size counts "
+            "what stays at 16 bits a parameter; the GGUF rows quantize the embedding and output layer as well.",
             *table.notes,
         ]
     )

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from refquant import evaluate
 from refquant.errors import BadInput, UnknownName
 from refquant.evaluate import texts
+from refquant.formats.files import replacing
 from refquant.methods import registry
 
 
@@ -235,12 +236,8 @@ def render_notes(table: Table) -> str:
 
 def write_json(table: Table, path: str) -> None:
     """Write the table as JSON, whole or not at all."""
-    part = Path(f"{path}.part")
-    try:
-        part.write_text(json.dumps(asdict(table), indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write((json.dumps(asdict(table), indent=2) + "\n").encode())
 
 
 def write_plot(table: Table, path: str) -> None:
@@ -274,10 +271,8 @@ def write_plot(table: Table, path: str) -> None:
     axes.set_title(f"{table.model}: what each bit buys")
     axes.grid(alpha=0.3)
     axes.legend()
-    part = Path(f"{path}.part")
     try:
-        figure.savefig(part, format="png", dpi=150)
-        part.replace(path)
+        with replacing(path) as file:
+            figure.savefig(file, format="png", dpi=150)
     finally:
         pyplot.close(figure)
-        part.unlink(missing_ok=True)

@@ -93,7 +93,7 @@ def test_models_lists_names_and_licences(capsys):
         (["compare", "--methods", "magic"], "unknown method 'magic'"),
         (["compare", "--model", "{folder}", "--text", "{tmp}/none.txt"], "cannot read"),
         (["compare", "--model", "{tmp}"], "holds no model"),
-        (["eval", "{folder}", "--context", "100000"], "fewer than one window"),
+        (["eval", "{folder}", "--text", "{text}", "--context", "100000"], "fewer than one window"),
         (["compare", "--model", "{folder}", "--text", "{text}", "--calibration", "{text}"], "must differ"),
     ],
 )

@@ -12,9 +12,9 @@
 >>>>>>> kquants
     registry  the methods by name, and the rows of the table
 
-Importing this package registers every method.
+Importing this package registers every method, in the order of the table's rows.
 """
 
-from refquant.methods import awq, gptq, kquants, obq, rtn
+from refquant.methods import rtn, obq, gptq, awq, kquants  # isort: skip
 
 __all__ = ["awq", "gptq", "kquants", "obq", "rtn"]

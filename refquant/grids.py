@@ -43,6 +43,20 @@ def check_weights(w: np.ndarray, name: str = "weights") -> np.ndarray:
     return narrow
 
 
+def check_inputs(x: np.ndarray, k: int, dtype=np.float32) -> np.ndarray:
+    """Return inputs [..., k] as `dtype` [m, k]; raise `BadInput` for no token, a wrong width, NaN or infinity."""
+    x = np.asarray(x)
+    if x.ndim < 2 or x.shape[-1] != k or x.size == 0 or x.dtype.kind != "f":
+        raise BadInput(
+            f"calibration: expected floating-point inputs [tokens, {k}] with at least one token, got "
+            f"{x.dtype} {list(x.shape)}"
+        )
+    x = x.reshape(-1, k).astype(dtype)
+    if not np.isfinite(x).all():
+        raise BadInput("calibration: the layer's inputs hold NaN or infinity")
+    return x
+
+
 @dataclass(frozen=True)
 class IntGrid:
     """A uniform grid of 2^bits levels, one scale (and zero-point) for every `group_size` weights of a row.

@@ -32,6 +32,15 @@ def quantize(w: np.ndarray, grid) -> Quantized:
     return ops.pack(search(w, grid), grid.name, w.shape)
 
 
+def rounded(w: np.ndarray, grid) -> np.ndarray:
+    """Return the weights, float32 [n, k], that RTN leaves of `w`: `quantize` and decode, without packing."""
+    grid = as_grid(grid)
+    scales, zeros = grid.fit_groups(w)  # [n, G]
+    g_idx = grid.group_index(w.shape[1])  # [k]
+    scale, zero = scales[:, g_idx], zeros[:, g_idx]  # [n, k]
+    return grid.decode(grid.encode(w, scale, zero), scale, zero)
+
+
 def search(w: np.ndarray, grid, importance=None) -> dict:
     """Codes uint8 [n, k], scales [n, G] in the grid's dtype, zeros uint8 [n, G]. RTN knows no importance."""
     grid = as_grid(grid)

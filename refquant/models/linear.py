@@ -29,7 +29,7 @@ class QuantLinear(nn.Module):
         self.backend = backend
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [..., in] -> [..., out], in x's dtype."""
+        """Map x [..., in] to [..., out], in x's dtype."""
         if self.backend == "dense":
             return nn.functional.linear(x, self.dense(x), self.bias)
         y = ops.matmul(x.detach().float().cpu().numpy(), self.quantized, backend=self.backend)

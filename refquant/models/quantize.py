@@ -4,12 +4,11 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from refquant.errors import BadInput
 from refquant.evaluate.layer import layer_error
-from refquant.grids import as_grid
+from refquant.grids import as_grid, check_weights
 from refquant.methods.registry import find_method
 from refquant.models import absorb, walk
 from refquant.models.calibrate import Stream, watch
@@ -19,7 +18,7 @@ from refquant.ops import dequantize
 
 @dataclass
 class Layer:
-    """One quantized layer: its name, what became of it, and the relative squared output error where inputs were seen."""
+    """One quantized layer: what became of it, and its relative squared output error where inputs were seen."""
 
     name: str
     format: str
@@ -88,7 +87,8 @@ def quantize(
     Raises
     ------
     BadInput
-        No calibration where it is needed, NaN in weights or activations; the message names the layer.
+        No calibration where it is needed, or NaN in weights (found before anything is changed; the message names the
+        layer), or NaN in activations (the model is then to be loaded anew).
     """
     entry, grid = find_method(method), as_grid(grid)
     if entry.needs and calibration is None:
@@ -97,8 +97,11 @@ def quantize(
     report = Report(method, grid.name)
     prepare = absorb.PREPARE.get(method)
     model.requires_grad_(False)
-    stream = Stream(model, calibration, batch) if entry.needs else None
     layers = walk.blocks(model)
+    for index, block in enumerate(layers):  # before anything is changed
+        for name, layer in walk.linears(block).items():
+            check_weights(walk.weight_array(layer), f"block {index} {name}")
+    stream = Stream(model, calibration, batch) if entry.needs else None
     bar = tqdm(layers, desc=f"{method} {grid.name}", unit="block", disable=not progress, leave=False)
     for index, block in enumerate(bar):
         inputs = {}
@@ -107,25 +110,27 @@ def quantize(
                 for _ in stream.run(block, index):
                     pass
             if prepare:
-                inputs = prepare(model, block, index, stream, inputs, grid)
+                inputs = prepare(block, index, stream, inputs, grid, **options)
         for name, layer in walk.linears(block).items():
-            _quantize_layer(report, block, index, name, layer, entry, grid, inputs.get(name), backend, options)
+            run = {} if prepare else options
+            q = _quantize_layer(report, f"block {index} {name}", layer, entry, grid, inputs.get(name), run)
+            walk.replace(block, name, QuantLinear(q, layer.bias, backend))
         if stream:
             stream.advance(block, index)
-    report.other_parameters = sum(p.numel() for p in model.parameters())
+    biases = (m.bias for m in model.modules() if isinstance(m, QuantLinear) and m.bias is not None)
+    report.other_parameters = sum(p.numel() for p in [*model.parameters(), *biases])
     report.seconds = time.perf_counter() - began
     return report
 
 
-def _quantize_layer(report, block, index, name, layer, entry, grid, inputs, backend, options):
-    full_name = f"block {index} {name}"
+def _quantize_layer(report, name, layer, entry, grid, inputs, options):
     w = walk.weight_array(layer)
     try:
         q = entry.layer(w, grid, inputs, **options)
     except BadInput as problem:
-        raise BadInput(f"{full_name}: {problem}") from problem
+        raise BadInput(f"{name}: {problem}") from problem
     error = None
     if inputs is not None and inputs.hessian is not None:
         error = layer_error(w, dequantize(q), inputs.hessian.H)
-    report.layers.append(Layer(full_name, q.format, q.shape, q.nbytes, error))
-    walk.replace(block, name, QuantLinear(q, layer.bias, backend))
+    report.layers.append(Layer(name, q.format, q.shape, q.nbytes, error))
+    return q

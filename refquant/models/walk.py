@@ -17,7 +17,7 @@ def blocks(model: nn.Module) -> nn.ModuleList:
 
 
 def linears(block: nn.Module) -> dict[str, nn.Module]:
-    """Linear layers of a block by their name in it: `nn.Linear`, and GPT-2's `Conv1D`, which is one stored transposed."""
+    """Linear layers of a block by name: `nn.Linear`, and GPT-2's `Conv1D`, which is one stored transposed."""
     found = {name: m for name, m in block.named_modules() if isinstance(m, nn.Linear | Conv1D)}
     if not found:
         raise BadInput(f"{type(block).__name__} holds no Linear layer (already quantized?)")

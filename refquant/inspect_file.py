@@ -156,6 +156,6 @@ def block(file: GGUFFile, name: str, index: int) -> str:
 def _numbers(label: str, values: np.ndarray) -> list[str]:
     """Sixteen numbers a line, eight where they are fractions."""
     fractions = values.dtype.kind == "f"
-    step, form = (8, "{:12.6g}") if fractions else (16, "{:5d}")
+    step, form = (8, "{:13.6g}") if fractions else (16, "{:5d}")
     rows = [values[i : i + step] for i in range(0, len(values), step)]
     return [f"{label if not i else '':<9}" + "".join(form.format(v) for v in row) for i, row in enumerate(rows)]

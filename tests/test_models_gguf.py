@@ -211,6 +211,23 @@ def test_importance_reaches_every_matrix_by_its_gguf_name(tmp_path):
         assert np.array_equal(file.tensors[key].data, want), key
 
 
+def test_importance_is_measured_on_the_inputs_of_every_matrix():
+    model, ids = model_of("llama"), np.array(byte_level()(TEXT[:300]).input_ids)[:64].reshape(2, 32)
+    matrix = models_gguf.importance(model, ids, dataset="text", progress=False)
+    assert len(matrix.entries) == 3 * 7
+    assert (matrix.chunk_count, matrix.chunk_size, matrix.datasets) == (2, 32, ["text"])
+    with torch.no_grad():
+        embedded = model.model.embed_tokens(torch.from_numpy(ids)).double()
+    normed = embedded / (embedded.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+    first = (normed * model.model.layers[0].input_layernorm.weight).flatten(0, 1).numpy()  # float64, by hand
+    for role in ("attn_q", "attn_k", "attn_v"):
+        np.testing.assert_allclose(matrix.means(f"blk.0.{role}.weight", 256)[0], (first**2).mean(0), rtol=1e-5)
+    assert matrix.entries["blk.2.ffn_down.weight"].counts.tolist() == [64]
+    assert "output.weight" in models_gguf.importance(model, ids, output=True, progress=False).entries
+    with pytest.raises(BadInput, match="chunks, context"):
+        models_gguf.importance(model, ids[0])
+
+
 def test_case_36_a_model_of_width_288_falls_back_and_runs(tmp_path):
     path, model = tmp_path / "a.gguf", model_of("llama", hidden_size=288, num_attention_heads=9, num_key_value_heads=3)
     plan = models_gguf.export(model, byte_level(), path, "Q4_K_M", progress=False)

@@ -20,26 +20,32 @@ TEXT = (
     "Once upon a time there was a quantizer. It's said: 'we've 1234 codes, they'll do 56.7%'! "
     "def f(x):\n    return x ** 2  # naïve €\n\n\tThe scale, the zero-point and the group; the END. "
 ) * 4
+# Merges learned from this cross what pre-tokenizers cut, so that each way of cutting gives other tokens.
+TRAINING = [
+    TEXT,
+    *["1234567 12345 123 12", "I'VE don't we'll 'RE", "x!!\n\n--\r\n/a/b", "  aB Ab\n  aB Ab ABc aBC"] * 20,
+]
 HARD = "I'VE 1234567 reasons\r\n\n  \t to 日本語 🙂 don't; x==y!!  --> <|end|>ok <|start|> naïve  \n \n"
 
 
 @functools.cache
 def byte_level(name="gpt-2", bos=False):
-    """A tokenizer of 384 tokens, trained here; `name` says how text is cut into words."""
+    """A tokenizer of at most 512 tokens, trained here; `name` says how text is cut into words."""
     pattern, digits, whole = tokenizer.PRE_TOKENIZERS[name]
     built = Tokenizer(models.BPE(ignore_merges=whole))
     steps = [pre_tokenizers.Digits(individual_digits=True)] if digits else []
     steps += [pre_tokenizers.Split(Regex(pattern), "isolated")] if pattern else []
     steps += [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)]
-    built.pre_tokenizer, built.decoder = pre_tokenizers.Sequence(steps), decoders.ByteLevel()
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     special = ["<|start|>", "<|end|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=384,
+        vocab_size=512,
         special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    built.train_from_iterator([TEXT], trainer)
+    built.train_from_iterator(TRAINING, trainer)
+    built.pre_tokenizer, built.decoder = pre_tokenizers.Sequence(steps), decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=built, bos_token="<|start|>", eos_token="<|end|>")
     if bos:
         fast.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -49,7 +55,7 @@ def byte_level(name="gpt-2", bos=False):
 
 
 SIZES = {
-    "vocab_size": 384,
+    "vocab_size": 512,
     "hidden_size": 256,
     "intermediate_size": 512,
     "num_hidden_layers": 3,
@@ -267,7 +273,7 @@ def test_llama_cpp_and_the_rebuilt_tokenizer_encode_alike(tmp_path, name, bos):
     assert metadata["tokenizer.ggml.add_bos_token"] is bos
     back = models_gguf.gguf_tokenizer(metadata)
     with Llama(path) as program:
-        for text in (TEXT, HARD, "a", " a", "\n\n \n", "12 345 6789"):
+        for text in (TEXT, HARD, *TRAINING[-4:], "a", " a", "\n\n \n", "12 345 6789"):
             ids = fast(text).input_ids
             assert program.tokenize(text) == ids, text
             assert back(text).input_ids == ids, text
@@ -359,8 +365,8 @@ def test_other_refusals_name_the_place(tmp_path):
         ({"llama.feed_forward_length": 500}, {}, r"model\.layers\.0.*has the shape"),
         ({"split.count": 3}, {}, "one part of 3"),
         ({"tokenizer.ggml.pre": "unheard-of"}, {}, "'unheard-of'; known: gpt-2"),
-        ({"tokenizer.ggml.model": "t5"}, {}, "'t5' with 384 tokens"),
-        ({"tokenizer.ggml.eos_token_id": 400}, {}, "eos_token_id is 400"),
+        ({"tokenizer.ggml.model": "t5"}, {}, "'t5' with 512 tokens"),
+        ({"tokenizer.ggml.eos_token_id": 512}, {}, "eos_token_id is 512"),
         ({}, {"output_norm.weight": None}, "1 tensors are missing"),
         ({}, {"blk.0.extra.weight": np.zeros(2, np.float32)}, r"blk\.0\.extra\.weight is not a tensor"),
         ({}, {"rope_freqs.weight": np.ones(32, np.float32) * 3}, "not Llama 3.1's"),
@@ -382,5 +388,5 @@ def test_a_tokenizer_that_llama_cpp_cannot_name_is_refused():
         tokenizer.pre_tokenizer_name(spec)
     with pytest.raises(BadInput, match="not a fast tokenizer"):
         tokenizer.tokenizer_metadata(object(), 10)
-    with pytest.raises(BadInput, match="361 ids for 100 rows"):
+    with pytest.raises(BadInput, match="459 ids for 100 rows"):
         tokenizer.tokenizer_metadata(byte_level(), 100)

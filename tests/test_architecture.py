@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "codebooks": set(),
     "ggml_types": {"errors"},
     "importance": {"errors"},
+    "inspect_file": BASE,
     "grids": {"errors"},
     "quantized": {"errors"},
     "ops": {"errors", "grids", "quantized"},

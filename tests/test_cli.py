@@ -146,7 +146,8 @@ def test_interrupted_says_so(monkeypatch, capsys):
 
 def test_without_a_command_it_shows_them_all(capsys):
     assert cli.main([]) == 2
-    assert all(command in capsys.readouterr().out for command in cli.COMMANDS)
+    printed = capsys.readouterr().out
+    assert all(command in printed for command in cli.COMMANDS)
     with pytest.raises(SystemExit) as stop:
         cli.main(["nonsense"])
     assert stop.value.code == 2

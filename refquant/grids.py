@@ -172,8 +172,8 @@ class CodebookGrid:
         code   = nearest(w / scale)
         weight = value(code) * scale
 
-    There is no zero-point; `fit` returns zeros in its place, so that a method works with either kind of grid. A subclass
-    says what the scale of a group is (`scale`), and may hold more of the format's rules.
+    There is no zero-point; `fit` returns zeros in its place, so that a method works with either kind of grid. A
+    subclass says what the scale of a group is (`scale`), and may hold more of the format's rules.
 
     Parameters
     ----------

@@ -1,11 +1,14 @@
 """NF4: four bits whose levels are quantiles of the normal distribution, one scale for 64 weights; what QLoRA trains on.
 
-Trained weights are roughly normal, so levels that split a normal distribution into equally likely parts are all used
-about equally often. The scale of a block is its largest magnitude, and the levels lie in [-1, 1]::
+Trained weights are roughly normal, so the levels are the middles of equally likely parts of a normal distribution. The
+scale of a block is its largest magnitude, and the levels lie in [-1, 1]::
 
     absmax = max |w| of the block                 64 weights, counted through the flattened matrix
     code   = nearest(w * (1 / absmax))            the sixteen levels: `codebooks.NF4`
     weight = NF4[code] * absmax
+
+The levels would be used equally often if the maximum of every block were the same quantile. It is not: of normal
+weights in blocks of 64, each end gets 1.8 % and the level below zero 9.3 %.
 
 The scales cost 32 / 64 = 0.5 bits a weight. Double quantization (`nf4-dq`) quantizes them too, after subtracting their
 mean, because they are all positive; 8 bits and a little make 0.127::

@@ -98,6 +98,16 @@ def test_decomposition_is_what_makes_outliers_harmless():
     assert llm_int8.outliers(x).any(axis=0).mean() == 2 / 512
 
 
+def test_the_threshold_travels_with_the_layer(theirs, q):
+    layer = find_method("llm-int8").layer
+    plain = layer(theirs["w"], rq.as_grid("llm-int8"), None, threshold=0)
+    assert np.array_equal(rq.matmul(theirs["x"], plain), llm_int8.matmul(theirs["x"], q, 0))
+    assert "threshold" not in layer(theirs["w"], rq.as_grid("llm-int8"), None, threshold=6.0).arrays
+    assert np.array_equal(rq.dequantize(plain), rq.dequantize(q))
+    with pytest.raises(BadInput, match="threshold"):
+        llm_int8.with_threshold(q, float("nan"))
+
+
 def test_the_int32_product_is_exact_where_float32_is_not():
     a = np.full((1, 4097), 127, np.int8)
     a[0, 0] = 1

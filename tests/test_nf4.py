@@ -73,6 +73,13 @@ def test_an_odd_count_and_blocks_that_run_on_into_the_next_row(theirs):
         rq.methods.rtn.quantize(theirs["odd"], "nf4")
 
 
+def test_weights_are_multiplied_with_the_inverse_not_divided(theirs):
+    w = theirs["inverse"]
+    assert np.array_equal(rq.quantize(w, "nf4").arrays["weight"], theirs["inverse_codes"])
+    divided = NF4.encode(w / np.abs(w).max(axis=1, keepdims=True))
+    assert (divided != rq.ops.unpack(rq.quantize(w, "nf4"))["codes"]).any(axis=1).all()  # a row is a block
+
+
 def test_the_first_value_is_in_the_high_half():
     w = np.float32([[1, -1, 0, 0.5]])  # codes 15, 0, 7, and the nearest to 0.5: 12 (0.44), not 13 (0.56)
     q = rq.quantize(w, "nf4")
@@ -109,7 +116,7 @@ def test_the_dynamic_map_is_fine_where_values_are_small():
 def test_bitsandbytes_still_computes_the_committed_arrays(theirs):
     pytest.importorskip("bitsandbytes")
     maker = runpy.run_path(str(MAKER))
-    inputs = {key: theirs[key] for key in ("w", "odd", "x")}
+    inputs = {key: theirs[key] for key in ("w", "odd", "x", "inverse")}
     for key, value in maker["compute"](inputs).items():
         if key != "version":
             assert np.array_equal(value, theirs[key]), key

@@ -22,7 +22,23 @@ def inputs() -> dict[str, np.ndarray]:
     odd = rng.normal(0, 1, (3, 65)).astype(np.float32)
     x = rng.normal(0, 1, (12, 264)).astype(np.float32)
     x[:, 17], x[4, 90], x[5, 91], x[6, 92], x[9] = 40 * x[:, 17], 6.0, -6.0, np.nextafter(np.float32(6), 0), 0
-    return {"w": w, "odd": odd, "x": x}
+    return {"w": w, "odd": odd, "x": x, "inverse": inverse_matters()}
+
+
+def inverse_matters() -> np.ndarray:
+    """Blocks of 64 whose codes differ between w * (1 / absmax) and w / absmax: weights at the middles of levels."""
+    from bitsandbytes.functional import get_4bit_type
+
+    levels = get_4bit_type("nf4", device="cpu").numpy()
+    middles = (levels[:-1] + levels[1:]) / np.float32(2)
+    blocks = []
+    for absmax in np.random.default_rng(6).uniform(0.5, 2, 100).astype(np.float32):
+        near = (middles * absmax)[:, None] + np.spacing(middles * absmax)[:, None] * np.arange(-1, 2, dtype=np.float32)
+        by_inverse, by_division = near * (np.float32(1) / absmax), near / absmax
+        differ = near[(by_inverse > middles[:, None]) != (by_division > middles[:, None])]
+        if len(differ):
+            blocks.append(np.resize(np.append(absmax, differ), 64))
+    return np.array(blocks[:16], np.float32)
 
 
 def compute(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -33,7 +49,7 @@ def compute(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
     # The kernels written in Python, beside the compiled ones that a CPU takes by default.
     python_kernels = torch._C.DispatchKeySet(torch._C.DispatchKey.CompositeExplicitAutograd)
-    w, odd, x = (torch.from_numpy(given[name]) for name in ("w", "odd", "x"))
+    w, odd, x, inverse = (torch.from_numpy(given[name]) for name in ("w", "odd", "x", "inverse"))
     out = dict(given) | {"version": np.array(f"bitsandbytes {bitsandbytes.__version__}, torch {torch.__version__}")}
     out["nf4"], out["dynamic"] = F.get_4bit_type("nf4", device="cpu").numpy(), F.create_dynamic_map().numpy()
 
@@ -55,6 +71,7 @@ def compute(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         for dq in (False, True):
             nf4(f"b{block}{'_dq' if dq else ''}", w, block, dq)
     nf4("odd", odd, 64, False)
+    nf4("inverse", inverse, 64, False)
 
     CB, SCB, _ = F.int8_vectorwise_quant(w.half())
     out |= {"CB": CB.numpy(), "SCB": SCB.numpy(), "int8_decoded": F.int8_vectorwise_dequant(CB, SCB).numpy()[:2]}

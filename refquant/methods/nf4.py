@@ -27,8 +27,8 @@ Source: Dettmers, Pagnoni, Holtzman, Zettlemoyer, "QLoRA" (arXiv 2305.14314), se
 functional.py `quantize_4bit`, backends/default/ops.py.
 Against other code: equal to bitsandbytes in codes, absmax and nested absmax. Its mean of the absmax is a float32 sum,
 here a float64 sum that is then rounded: the last bit of the offset may differ. Its compiled CPU library finds the 8-bit
-code of a scale in a coarse table, and within 2^-16 of the middle between two levels takes the other one. Its default
-backend divides in a short last block instead of multiplying with the inverse.
+code of a scale in a table of coarse steps: within 2^-16 of the middle between two levels it may take a neighbour (1 in
+1000 of evenly spread values). Its default backend divides in a short last block where others multiply with the inverse.
 Leaves out: FP4, and the repacked layout that bitsandbytes makes in memory for CPUs.
 """
 

@@ -15,7 +15,7 @@ BASE = CORE | {"methods", "formats"}
 MAY_IMPORT = {
     "errors": set(),
     "casts": set(),
-    "codebooks": set(),
+    "codebooks": {"errors"},
     "ggml_types": {"errors"},
     "importance": {"errors"},
     "inspect_file": BASE,

@@ -4,6 +4,7 @@
     quantized   what every method returns
     ops         the operations: reference, unavoidable traffic, fast paths by backend
     methods     rtn, obq, gptq, awq: weights (and calibration) become codes and scales
+    importance  how strongly each input column is used
     formats     the same numbers as bytes
     models      load a language model, calibrate, quantize its Linear layers, save
     evaluate    layer error, perplexity, KL divergence
@@ -14,7 +15,9 @@ Letters, everywhere: m tokens, n outputs, k inputs, g weights that share a scale
 
 from refquant import formats, methods
 from refquant.errors import RefquantError
-from refquant.formats import uniform as _uniform  # noqa: F401 (registers itself)
+from refquant.formats import gguf
+from refquant.formats import gguf_blocks as _gguf_blocks  # noqa: F401 (registers itself)
+from refquant.formats import uniform as _uniform  # noqa: F401
 from refquant.grids import IntGrid, as_grid
 from refquant.ops import dequantize, matmul, quantize, traffic
 from refquant.quantized import Quantized
@@ -27,6 +30,7 @@ __all__ = [
     "as_grid",
     "dequantize",
     "formats",
+    "gguf",
     "matmul",
     "methods",
     "quantize",

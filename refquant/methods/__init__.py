@@ -4,11 +4,13 @@
     obq       one weight at a time, the one that costs least first; the rest of the row makes up for it
     gptq      the same, a column at a time and in one order for every row, so that it scales
     awq       scale the channels with large activations up before rounding
+    kquants   the searches behind the block formats of GGUF
+    mixes     which of those formats llama.cpp gives to each tensor; mix_rules has the rules
     registry  the methods by name, and the rows of the table
 
 Importing this package registers every method.
 """
 
-from refquant.methods import awq, gptq, obq, rtn
+from refquant.methods import awq, gptq, kquants, obq, rtn
 
-__all__ = ["awq", "gptq", "obq", "rtn"]
+__all__ = ["awq", "gptq", "kquants", "obq", "rtn"]

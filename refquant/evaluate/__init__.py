@@ -6,6 +6,6 @@ texts        evaluation and calibration text that every Python installation alre
 """
 
 from refquant.evaluate.layer import layer_error
-from refquant.evaluate.perplexity import PROTOCOLS, Scores, perplexity, score
+from refquant.evaluate.perplexity import PROTOCOLS, Scores, cut_windows, perplexity, score
 
-__all__ = ["PROTOCOLS", "Scores", "layer_error", "perplexity", "score"]
+__all__ = ["PROTOCOLS", "Scores", "cut_windows", "layer_error", "perplexity", "score"]

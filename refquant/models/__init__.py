@@ -11,8 +11,9 @@
 Needs torch and transformers (`pip install refquant[torch]`); `import refquant` does not load this package.
 """
 
+from refquant.models.calibrate import default_calibration
 from refquant.models.linear import QuantLinear
-from refquant.models.load import KNOWN, load
+from refquant.models.load import KNOWN, caveats, load
 from refquant.models.quantize import Report, quantize
 
-__all__ = ["KNOWN", "QuantLinear", "Report", "load", "quantize"]
+__all__ = ["KNOWN", "QuantLinear", "Report", "caveats", "default_calibration", "load", "quantize"]

@@ -36,13 +36,13 @@ SEARCH_TOKENS = 2048  # tokens on which candidate scales are compared; the chann
 class ScaleGroup:
     """Layers that share an input, the module that makes it, and the module whose output is to stay the same.
 
-    `rows` are the output rows of a Linear source that feed the layers (fused layers hold others as well).
+    Of a Linear source, the output rows from `first_row` on feed the layers (a fused layer holds others before them).
     """
 
     source: str
     layers: tuple[str, ...]
     inspected: str
-    rows: slice = slice(None)
+    first_row: int = 0
 
 
 def scale_groups(block: nn.Module) -> list[ScaleGroup]:
@@ -76,7 +76,7 @@ def scale_groups(block: nn.Module) -> list[ScaleGroup]:
         rows = walk.weight(names[source]).shape[0]
         parts = 1 if source.endswith(("v_proj", "up_proj")) and "gate_up" not in source else 3 if layer == out else 2
         if rows == parts * width:  # the last part of a fused layer is v, or up
-            groups.append(ScaleGroup(source, (layer,), layer, slice(rows - width, rows)))
+            groups.append(ScaleGroup(source, (layer,), layer, rows - width))
     return groups
 
 
@@ -89,13 +89,13 @@ def absorb(block: nn.Module, group: ScaleGroup, s: np.ndarray) -> None:
         for name in group.layers:
             walk.weight(modules[name]).mul_(scale)
         if group.source in walk.linears(block):
-            walk.weight(source)[group.rows].div_(scale[:, None])
+            walk.weight(source)[group.first_row :].div_(scale[:, None])
         elif "Gemma" in type(source).__name__:
             source.weight.copy_((1 + source.weight) / scale - 1)
         else:
             source.weight.div_(scale)
         if getattr(source, "bias", None) is not None:
-            source.bias[group.rows].div_(scale)
+            source.bias[group.first_row :].div_(scale)
 
 
 def prepare_awq(

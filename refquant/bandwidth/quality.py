@@ -1,4 +1,4 @@
-"""What a storage costs in quality: published perplexities with their sources, or those that `refquant compare` measured.
+"""What a storage costs in quality: published perplexities with their sources, or what `refquant compare` measured.
 
 A perplexity compares only with the unquantized model under the same protocol, so what is kept is the pair, and what is
 compared between models is the relative increase. All of WikiText-2.
@@ -14,7 +14,6 @@ number is a hint: it depends on the model, and on the task more than perplexity 
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """A serving queue played step by step: requests arrive, a batch decodes, each finished request leaves.
 
-The independent check of the formulas in `serving`: it knows nothing of them, only the rules. Time in seconds, lengths in
-tokens made.
+The independent check of the formulas in `serving`: it knows nothing of them, only the rules. Time in seconds, lengths
+in tokens made.
 
     continuous   before each step the free places are given to those who wait, first come first served
     static       a batch is made of those who wait when the last one has ended wholly, and nobody joins it

@@ -77,7 +77,7 @@ def steady_state(
 
     With n requests in the system b = min(n, max_batch) run, and each step of step_seconds(b) ends a share
     1 / mean_tokens of them, so requests leave at the rate b / (mean_tokens * step_seconds(b)). The latency follows from
-    Little's law. Exact for Poisson arrivals and geometric lengths in the limit of steps that are short beside a request.
+    Little's law. Exact for Poisson arrivals and geometric lengths in the limit of steps short beside a request.
 
     Parameters
     ----------

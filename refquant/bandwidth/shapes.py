@@ -3,7 +3,7 @@
 A shape knows its tensors by their names in a GGUF file, so that llama.cpp's mixes can be planned for a model that is
 nowhere on this machine. The presets are facts from the published config.json files.
 
-Leaves out: mixtures of experts, encoder-decoders, and decoders with other blocks than Llama's (Gemma, Falcon, Phi, ...).
+Leaves out: mixtures of experts, encoder-decoders, and decoders with other blocks than Llama's (Gemma, Falcon, Phi).
 """
 
 import json

@@ -160,7 +160,7 @@ def plan_split(
     rest = Side(cpu, below, not gpu_layers, beside, per_block * len(below), alone, off)
     if gpu_layers and card.nbytes + reserve > memory:
         raise BadInput(
-            f"{gpu_layers} layers need {show_bytes(card.nbytes + reserve)} of {gpu.name}, which has {show_bytes(memory)}"
+            f"{gpu_layers} layers need {show_bytes(card.nbytes + reserve)} of {gpu.name}, with {show_bytes(memory)}"
         )
     room = cpu_memory or cpu.memory
     if room is not None and rest.nbytes > room:

@@ -1,7 +1,7 @@
 """Stacking: quantization, grouped queries, paged cache, continuous batching, speculation. Do their gains multiply?
 
-One full server is computed with any set of the five switched on. Memory decides how many sequences run, the roofline how
-long a step takes; tokens per second follow::
+One full server is computed with any set of the five switched on. Memory decides how many sequences run, the roofline
+how long a step takes; tokens per second follow::
 
     sequences       (memory - weights - reserve) / (bytes of one sequence's cache, empty places included)
     seconds a step  roofline at that batch

@@ -131,7 +131,7 @@ def store(shape: str | Shape, storage: str) -> Weights:
         try:
             find_format(storage)  # a member of a family, such as int4-g96
         except UnknownName:
-            raise UnknownName("mix or format", storage, [*mixes.MIXES, *formats()]) from None
+            raise UnknownName("mix or format", storage, dict.fromkeys([*mixes.MIXES, *formats()])) from None
     stored = []
     for name, size in tensors.items():
         quantized = len(size) == 2 and _layer(name) is not None

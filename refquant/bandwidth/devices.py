@@ -21,6 +21,9 @@ from refquant.bandwidth.units import GIB, positive
 from refquant.errors import UnknownName
 
 
+RATES = ("fp16", "fp8", "int8", "fp32")
+
+
 @dataclass(frozen=True)
 class Device:
     """A place where weights lie and are multiplied. `kind`: gpu, unified (CPU and GPU share memory), cpu.
@@ -42,6 +45,10 @@ class Device:
         positive(f"bandwidth of {self.name} (bytes per second)", self.bandwidth)
         if self.memory is not None:
             positive(f"memory of {self.name} (bytes)", self.memory)
+        for numbers, rate in self.rates.items():
+            if numbers not in RATES:
+                raise UnknownName("arithmetic rate", numbers, RATES)
+            positive(f"{numbers} rate of {self.name} (operations per second)", rate)
 
     def rate(self, numbers: str) -> float:
         """Operations per second on `numbers` ("fp16", ...); raise `UnknownName`, which lists the published ones."""

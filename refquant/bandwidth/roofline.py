@@ -12,11 +12,11 @@ Source: Williams, Waterman, Patterson, "Roofline", CACM 52(4), 2009.
 import math
 from dataclasses import dataclass
 
-from refquant.bandwidth.devices import Device
+from refquant.bandwidth.devices import RATES, Device
 from refquant.bandwidth.units import positive
 from refquant.bandwidth.weights import Weights
 from refquant.bandwidth.work import Work, decode_step
-from refquant.errors import BadInput
+from refquant.errors import BadInput, UnknownName
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ def step_time(
     overhead : float
         Seconds added to every step.
     """
-    if not 0 < efficiency <= 1:
+    if numbers not in RATES:
+        raise UnknownName("arithmetic rate", numbers, RATES)
+    if positive("efficiency", efficiency) > 1:
         raise BadInput(f"efficiency must lie above 0 and at most at 1, got {efficiency!r}")
     if not math.isfinite(overhead) or overhead < 0:
         raise BadInput(f"overhead must be seconds, 0 or more, got {overhead!r}")

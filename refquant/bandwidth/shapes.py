@@ -13,6 +13,7 @@ from pathlib import Path
 
 from refquant.bandwidth.units import whole
 from refquant.errors import BadFile, BadInput, UnknownName
+from refquant.formats import gguf
 from refquant.methods.mix_rules import Model
 
 FAMILIES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # config: architecture in GGUF
@@ -153,6 +154,38 @@ def from_config(config, name: str | None = None) -> Shape:
     )
 
 
+def from_gguf(path) -> Shape:
+    """Read a shape from a GGUF file: its metadata, and its tensors' names, which must be those of such a decoder."""
+    file = gguf.read(path)
+    values, tensors = file.metadata, file.tensors
+    kind = values.get("general.architecture")
+    name = str(values.get("general.name") or Path(path).stem)
+    if kind not in FAMILIES.values() or "token_embd.weight" not in tensors:
+        raise BadInput(f"{path}: architecture {kind!r} cannot be planned; known: {', '.join(set(FAMILIES.values()))}")
+    heads, hidden = int(values[f"{kind}.attention.head_count"]), int(values[f"{kind}.embedding_length"])
+    rope = tensors.get("rope_freqs.weight")
+    shape = Shape(
+        name,
+        int(values[f"{kind}.block_count"]),
+        hidden,
+        int(values[f"{kind}.feed_forward_length"]),
+        heads,
+        int(values.get(f"{kind}.attention.head_count_kv", heads)),
+        tensors["token_embd.weight"].shape[0],
+        int(values.get(f"{kind}.attention.key_length", hidden // heads)),
+        tied="output.weight" not in tensors,
+        qkv_bias="blk.0.attn_q.bias" in tensors,
+        qk_norm="blk.0.attn_q_norm.weight" in tensors,
+        rope_factors=rope.shape[0] if rope else 0,
+        architecture=kind,
+        gguf_metadata=file.data_offset,
+    )
+    real = {key: tensor.shape for key, tensor in tensors.items()}
+    if other := {key for key in real | shape.tensors() if real.get(key) != shape.tensors().get(key)}:
+        raise BadInput(f"{path}: not a plain decoder of Llama's kind; it differs in {', '.join(sorted(other)[:5])}")
+    return shape
+
+
 # name: layers hidden intermediate heads kv_heads vocab head_dim, then what differs. From each config.json; the
 # metadata of llama-2, llama-3.1 and SmolLM2 is the size of a real Q4_K_M (Q4_1) file less that of its tensors.
 _LLAMA_3 = {"rope_factors": 64, "gguf_metadata": 7_840_928}
@@ -183,12 +216,15 @@ ALIASES = {"smollm2": "smollm2-135m", "tinyllama": "tinyllama-1.1b"}
 
 
 def find_shape(name: str | Shape) -> Shape:
-    """Return a preset, or read the config.json at a path; raise `UnknownName`, which lists the presets."""
+    """Return a preset, or read a config.json or .gguf file; raise `UnknownName`, which lists the presets."""
     if isinstance(name, Shape):
         return name
     key = ALIASES.get(str(name).lower(), str(name).lower())
     if key in SHAPES:
         return SHAPES[key]
-    if Path(name).exists():
-        return from_config(name)
-    raise UnknownName("model shape", name, [*SHAPES, *ALIASES, "a config.json", "a folder that holds one"])
+    path = Path(name)
+    if path.is_file() and path.suffix == ".gguf":
+        return from_gguf(path)
+    if path.exists():
+        return from_config(path)
+    raise UnknownName("model shape", name, [*SHAPES, *ALIASES, "a config.json, its folder", "a .gguf file"])

@@ -51,6 +51,16 @@ class Workload:
     draft: int = 4
     acceptance: float = 0.7
 
+    def __post_init__(self):
+        whole("prompt", self.prompt, 0)
+        for name in ("reserved", "block", "most", "draft"):
+            whole(name, getattr(self, name))
+        if not self.lengths:
+            raise BadInput("lengths: expected at least one number of tokens")
+        for length in self.lengths:
+            whole("length", length)
+        accepted_tokens(self.acceptance, self.draft)
+
     @property
     def mean_context(self) -> float:
         """Tokens in a sequence's cache, mean over its life and over requests weighted by how long they stay."""

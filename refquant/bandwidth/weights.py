@@ -67,8 +67,10 @@ class Weights:
 
     @property
     def file_bytes(self) -> int:
-        """Bytes of the file: the tensors and, for a GGUF file, its metadata where a real file was measured."""
-        return self.nbytes + ((self.shape.gguf_metadata or 0) if self.is_mix else 0)
+        """Bytes of the file. A GGUF file starts each tensor at a multiple of 32, and has metadata where it was measured."""
+        if not self.is_mix:
+            return self.nbytes
+        return sum(-(-tensor.nbytes // 32) * 32 for tensor in self.tensors) + (self.shape.gguf_metadata or 0)
 
     def layer_bytes(self, layer: int) -> int:
         """Bytes of one block."""

@@ -3,7 +3,9 @@
     grids       the numbers a code can stand for, and how to round to them
     quantized   what every method returns
     ops         the operations: reference, unavoidable traffic, fast paths by backend
-    methods     rtn, obq, gptq, awq: weights (and calibration) become codes and scales
+    casts       float32 to float16 and bfloat16, to the last bit
+    codebooks   grids whose levels are listed in a table
+    methods     rtn, obq, gptq, awq, kquants: weights (and calibration) become codes and scales
     importance  how strongly each input column is used
     formats     the same numbers as bytes
     models      load a language model, calibrate, quantize its Linear layers, save

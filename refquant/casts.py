@@ -9,8 +9,8 @@ above). They differ in what they give up::
     float16        1       5        10        65504         6.1e-5
 
 NaN has no one right answer, so ggml's is taken: to float16, the payload is dropped and the sign is kept (0x7E00,
-0xFE00); to bfloat16, the upper half is kept and the quiet bit is set; from float16, the quiet bit is set; from bfloat16,
-nothing is changed.
+0xFE00); to bfloat16, the upper half is kept and the quiet bit is set; from float16, the quiet bit is set; from
+bfloat16, nothing is changed.
 
 Source: ggml-impl.h, `ggml_compute_fp32_to_fp16` and its three relatives.
 Against other code: the F16C instructions of x86 keep the payload of a NaN. The AVX-512 instruction for bfloat16, which

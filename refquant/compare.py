@@ -59,7 +59,7 @@ def compare(
     calibration: str | None = None,
     windows: int = 24,
     context: int = 512,
-    calibration_windows: int = 32,
+    calibration_windows: int = 16,
     protocol: str = "llama.cpp",
     progress: bool = True,
     on_line=None,

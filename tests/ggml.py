@@ -61,7 +61,9 @@ def dequantize(blocks, name):
     if name == "F32":
         return blocks.view(np.float32)
     out = np.empty((len(blocks), blocks.shape[1] // size * weights), np.float32)
-    symbol = DECODERS.get(name) or "dequantize_row_" + (name.lower()[:-1] + "K" if name.endswith("_K") else name.lower())
+    symbol = DECODERS.get(name) or "dequantize_row_" + (
+        name.lower()[:-1] + "K" if name.endswith("_K") else name.lower()
+    )
     getattr(library(), symbol)(_pointer(blocks), _pointer(out), ctypes.c_int64(out.size))
     return out
 

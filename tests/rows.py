@@ -29,7 +29,9 @@ CRAFTED = {
     "negative zero": lambda rng: np.where(rng.random(256) < rng.choice([0.5, 1]), -0.0, 0.0),
     "constant": lambda rng: np.full(256, rng.standard_normal() * 10.0 ** rng.integers(-8, 5)),
     "one huge value": lambda rng: np.where(
-        np.arange(256) == rng.integers(256), rng.choice([-1, 1]) * 10.0 ** rng.uniform(3, 38.5), rng.standard_normal(256)
+        np.arange(256) == rng.integers(256),
+        rng.choice([-1, 1]) * 10.0 ** rng.uniform(3, 38.5),
+        rng.standard_normal(256),
     ),
     "denormals": lambda rng: rng.integers(-(2**23), 2**23, 256) * float(TINY) * rng.choice([1, 2**-10, 2**-20]),
     "1e-38": lambda rng: rng.standard_normal(256) * 1e-38,
@@ -42,19 +44,19 @@ CRAFTED = {
     "one sign": lambda rng: rng.choice([-1, 1]) * np.abs(rng.standard_normal(256)),
     "far from zero": lambda rng: rng.choice([-1, 1]) * (100 + rng.standard_normal(256)),
     "exact ties": lambda rng: (
-        rng.integers(-2 * (top := rng.choice([3, 7, 15, 31, 63, 127])), 2 * top + 1, 256) / 2 * 2.0 ** rng.integers(-12, 3)
+        rng.integers(-2 * (top := rng.choice([3, 7, 15, 31, 63, 127])), 2 * top + 1, 256)
+        / 2
+        * 2.0 ** rng.integers(-12, 3)
     ),
     "whole numbers": lambda rng: rng.integers(-128, 129, 256) * 2.0 ** rng.integers(-12, 3),
     "near the largest float16": lambda rng: (
-        rng.choice([1, 3, 4, 7, 8, 15, 16, 31, 32, 63, 127, 945, 1953, 4032]) * 65519.9 * rng.uniform(0.99, 1.01, 256)
-    )
-    * rng.choice([-1, 1], 256),
+        (rng.choice([1, 3, 4, 7, 8, 15, 16, 31, 32, 63, 127, 945, 1953, 4032]) * 65519.9 * rng.uniform(0.99, 1.01, 256))
+        * rng.choice([-1, 1], 256)
+    ),
     "near the smallest float16": lambda rng: rng.standard_normal(256) * 2.0 ** rng.uniform(-30, -14),
-    "powers of two, nearly": lambda rng: (
-        np.nextafter(
-            np.ldexp(rng.choice([-1.0, 1], 256), rng.integers(-40, 40, 256)).astype(np.float32),
-            np.float32(rng.choice([-np.inf, np.inf])),
-        )
+    "powers of two, nearly": lambda rng: np.nextafter(
+        np.ldexp(rng.choice([-1.0, 1], 256), rng.integers(-40, 40, 256)).astype(np.float32),
+        np.float32(rng.choice([-np.inf, np.inf])),
     ),
     "one weight": lambda rng: np.where(np.arange(256) == rng.integers(256), rng.standard_normal(), 0),
     "one weight in each 16": lambda rng: np.where(np.arange(256) % 16 == rng.integers(16), rng.standard_normal(256), 0),
@@ -99,3 +101,21 @@ def importance(kind, rng, k):
     """Importance float32 [k] of this kind, or None."""
     values = IMPORTANCE[kind](rng, k)
     return None if values is None else values.astype(np.float32)
+
+
+def from_file(path, rows, k):
+    """Up to `rows` rows of width `k`, cut from the matrices of a .safetensors or .gguf file, embeddings left out."""
+    if path.suffix == ".gguf":
+        import gguf
+
+        tensors = ((t.name, gguf.dequantize(t.data, t.tensor_type)) for t in gguf.GGUFReader(path).tensors)
+    else:
+        from safetensors.numpy import load_file
+
+        tensors = load_file(path).items()
+    parts, found = [], 0
+    for name, w in tensors:
+        if w.ndim == 2 and w.dtype.kind == "f" and "embd" not in name and "embedding" not in name and found < rows:
+            parts.append(w.reshape(-1)[: w.size // k * k].reshape(-1, k).astype(np.float32))
+            found += len(parts[-1])
+    return np.concatenate(parts)[:rows]

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from refquant.bandwidth.units import GIB, positive
 from refquant.errors import UnknownName
 
-
 RATES = ("fp16", "fp8", "int8", "fp32")
 
 

@@ -67,7 +67,7 @@ class Weights:
 
     @property
     def file_bytes(self) -> int:
-        """Bytes of the file. A GGUF file starts each tensor at a multiple of 32, and has metadata where it was measured."""
+        """Bytes of the file: for a GGUF file tensors padded to 32 bytes, and its metadata where that was measured."""
         if not self.is_mix:
             return self.nbytes
         return sum(-(-tensor.nbytes // 32) * 32 for tensor in self.tensors) + (self.shape.gguf_metadata or 0)

@@ -4,7 +4,7 @@
     obq       one weight at a time, the one that costs least first; the rest of the row makes up for it
     gptq      the same, a column at a time and in one order for every row, so that it scales
     awq       scale the channels with large activations up before rounding
-    kquants   the searches behind the block formats of GGUF
+    kquants   the searches behind the block formats of GGUF files, byte for byte ggml's
     mixes     which of those formats llama.cpp gives to each tensor; mix_rules has the rules
     registry  the methods by name, and the rows of the table
 

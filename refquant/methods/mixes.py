@@ -106,10 +106,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plan:
-    """A type for every tensor, before any work is done. `print(plan)` shows the table."""
+    """A type for every tensor, before any work is done. `print(plan)` shows the table.
+
+    `file_type` is llama.cpp's number for the mix, which stands in general.file_type.
+    """
 
     mix: str
     choices: tuple[Choice, ...]
+    file_type: int = 0
 
     @property
     def types(self) -> dict[str, str]:
@@ -157,7 +161,7 @@ def plan(
     tensors : mapping of name to shape, or to anything with `shape` and `type`
         GGUF names, row-major shapes [out, in] or [experts, out, in]; a bare shape stands for a float32 tensor.
     mix : str
-        One of `MIXES`.
+        One of `MIXES`; or the base type of one, such as Q4_K, which then goes to every matrix (`pure`).
     model : Model
         `describe(metadata)` makes it; by default a Llama with as many layers as the names show.
     importance : bool
@@ -177,10 +181,11 @@ def plan(
     UnknownName, BadInput
         An unknown mix or type; a row that fits neither the type nor any fallback.
     """
-    if mix not in MIXES:
-        raise UnknownName("mix", mix, MIXES)
+    number, base = MIXES.get(mix) or next((entry for entry in MIXES.values() if entry[1] == mix), (0, None))
+    if base is None:
+        raise UnknownName("mix", mix, [*MIXES, *sorted({base for _, base in MIXES.values()} - MIXES.keys())])
+    pure = pure or mix not in MIXES
     given = {name: (tuple(getattr(t, "shape", t)), getattr(t, "type", "F32")) for name, t in tensors.items()}
-    base = MIXES[mix][1]
     if model is None:
         model = Model(layers=1 + max((_layer(name) for name in given), default=0))
     order = sorted(given, key=lambda name: (_layer(name), name))
@@ -208,7 +213,7 @@ def plan(
         fitting = _fit(name, shape, want) if base not in FLOATS else want
         needs = mix == "Q2_K_S" and fitting == "Q2_K" and roles[name] not in ("output", "token_embd")
         chosen[name] = Choice(name, shape, fitting, want if fitting != want else None, needs)
-    return Plan(mix, tuple(chosen[name] for name in given))
+    return Plan(mix, tuple(chosen[name] for name in given), number)
 
 
 def _layer(name: str) -> int:

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from refquant.errors import BadInput
 from refquant.evaluate.layer import layer_error
-from refquant.grids import as_grid
+from refquant.grids import as_grid, check_weights
 from refquant.methods.registry import find_method
 from refquant.models import absorb, walk
 from refquant.models.calibrate import Stream, watch
@@ -87,7 +87,8 @@ def quantize(
     Raises
     ------
     BadInput
-        No calibration where it is needed, NaN in weights or activations; the message names the layer.
+        No calibration where it is needed, or NaN in weights (found before anything is changed; the message names the
+        layer), or NaN in activations (the model is then to be loaded anew).
     """
     entry, grid = find_method(method), as_grid(grid)
     if entry.needs and calibration is None:
@@ -96,8 +97,11 @@ def quantize(
     report = Report(method, grid.name)
     prepare = absorb.PREPARE.get(method)
     model.requires_grad_(False)
-    stream = Stream(model, calibration, batch) if entry.needs else None
     layers = walk.blocks(model)
+    for index, block in enumerate(layers):  # before anything is changed
+        for name, layer in walk.linears(block).items():
+            check_weights(walk.weight_array(layer), f"block {index} {name}")
+    stream = Stream(model, calibration, batch) if entry.needs else None
     bar = tqdm(layers, desc=f"{method} {grid.name}", unit="block", disable=not progress, leave=False)
     for index, block in enumerate(bar):
         inputs = {}

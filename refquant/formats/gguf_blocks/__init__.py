@@ -1,4 +1,4 @@
-"""The block formats of GGUF files, byte for byte: what each byte means, and the float32 that it decodes to. In this order:
+"""The block formats of GGUF files, byte for byte: what each byte means, and what it decodes to. Reading order:
 
     blocks    what they share: records, and codes in planes
     floats    F32 F16 BF16

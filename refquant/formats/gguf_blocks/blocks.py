@@ -1,9 +1,9 @@
 """What all the block formats share: a row is cut into blocks of 32 or 256 weights, each a little record of its own.
 
 A record holds one or two float16 numbers that scale the whole block, perhaps small integers that scale its sub-blocks,
-and the codes of the weights. The codes are narrower than a byte, and nearly all formats lay them out in **planes**: a run
-of `width` bytes holds `8 / bits` times as many codes, and its first `width` codes take the lowest bits of the bytes, the
-next `width` codes the bits above, and so on. Four-bit codes, width 16 (Q4_0)::
+and the codes of the weights. The codes are narrower than a byte, and nearly all formats lay them out in **planes**: a
+run of `width` bytes holds `8 / bits` times as many codes, and its first `width` codes take the lowest bits of the
+bytes, the next `width` codes the bits above, and so on. Four-bit codes, width 16 (Q4_0)::
 
     byte            0         1               15
     bits 3..0    code  0   code  1   ...   code 15        plane 0
@@ -17,8 +17,8 @@ Two-bit codes, width 32 (Q2_K)::
     bits 5..4    code 64   code 65   ...   code 95        plane 2
     bits 7..6    code 96   code 97   ...   code 127       plane 3
 
-A vector unit that loads `width` bytes gets a plane with one shift and one mask, its codes already in order; neighbours in
-one byte would have to be pulled apart. To read such bytes as neighbouring codes is the commonest mistake about GGUF.
+A vector unit that loads `width` bytes gets a plane with one shift and one mask, its codes already in order; neighbours
+in one byte would have to be pulled apart. To read such bytes as neighbouring codes is the commonest mistake about GGUF.
 
 Numbers are little-endian. In the tables, `f2` is a float16, `u1` a byte, `i1` a signed byte.
 """
@@ -71,6 +71,8 @@ def pack_planes(codes: np.ndarray, bits: int, width: int) -> np.ndarray:
 
 def unsigned(codes: np.ndarray, bits: int) -> np.ndarray:
     """Codes as uint8, after a check that each fits `bits` bits: a larger one would spill into its neighbour."""
+    if codes.dtype.kind not in "ui":
+        raise BadInput(f"codes and scales of {bits} bits must be integers, got {codes.dtype}")
     if codes.size and (codes.min() < 0 or codes.max() >> bits):
         raise BadInput(f"codes must lie in 0..{(1 << bits) - 1} for {bits} bits, got {codes.min()}..{codes.max()}")
     return codes.astype(np.uint8)
@@ -101,6 +103,6 @@ def scaled(codes: np.ndarray, scale: np.ndarray, minimum: np.ndarray | None = No
 
 
 def product(half: np.ndarray, integers: np.ndarray) -> np.ndarray:
-    """Scales of sub-blocks, float32 [n, blocks, subs]: the block's float16 [n, blocks] times integers [n, blocks, subs]."""
+    """Scales of sub-blocks, float32 [n, blocks, subs]: the block's float16 [n, blocks] times its integers."""
     with np.errstate(all="ignore"):
         return from_float16(half)[..., None] * integers.astype(np.float32)

@@ -1,13 +1,13 @@
 """IQ4_NL and IQ4_XS: four-bit codes that name one of 16 unevenly spaced values.
 
-Trained weights crowd around zero, so an even grid spends codes on the rare large ones. Here the code is an index into one
-fixed table, dense in the middle and sparse at the ends (`NL`: non-linear)::
+Trained weights crowd around zero, so an even grid spends codes on the rare large ones. Here the code is an index into
+one fixed table, dense in the middle and sparse at the ends (`NL`: non-linear)::
 
     code    0    1    2    3    4    5    6    7   8   9  10  11  12  13  14   15
     value -127 -104  -83  -65  -49  -35  -22  -10  1  13  25  38  53  69  89  113
 
-No entry is 0: a weight of zero decodes to 1/127 of the sub-block's largest. The table is lopsided, so scales have a sign,
-and the search picks the better side.
+No entry is 0: a weight of zero decodes to 1/127 of the sub-block's largest. The table is lopsided, so scales have a
+sign, and the search picks the better side.
 
 Fields: `d` float16 [n, blocks]; `scales` int8 [n, blocks, 8] (IQ4_XS), -32..31; `codes` uint8 [n, k].
 
@@ -19,6 +19,7 @@ import numpy as np
 
 from refquant import ops
 from refquant.casts import from_float16
+from refquant.codebooks import IQ4_VALUES
 from refquant.formats.bits import pack_bits, unpack_bits
 from refquant.formats.gguf_blocks.blocks import (
     as_bytes,
@@ -32,7 +33,6 @@ from refquant.formats.gguf_blocks.blocks import (
     unpack_planes,
     unsigned,
 )
-from refquant.codebooks import IQ4_VALUES
 
 # ---- IQ4_NL: 4.5 bits a weight
 #

@@ -1,12 +1,14 @@
-"""Q2_K Q3_K Q4_K Q5_K Q6_K: the k-quants. 256 weights share a block, in sub-blocks of 16 or 32 with scales of their own.
+"""Q2_K Q3_K Q4_K Q5_K Q6_K: the k-quants. Blocks of 256 weights, in sub-blocks of 16 or 32 with their own scales.
 
-Why two levels: a scale for every 16 weights follows the weights closely, but as a float16 it costs a whole bit a weight.
-So the sub-blocks' scales are quantized themselves, to 4, 6 or 8 bits, and one float16 `d` a block scales the scales::
+Why two levels: a scale for every 16 weights follows the weights closely, but as a float16 it costs a whole bit a
+weight. So the sub-blocks' scales are quantized themselves, to 4, 6 or 8 bits, and one float16 `d` a block scales the
+scales::
 
     scale of sub-block j = d * scales[j]              4 + 16/16 bits would be 5; Q6_K pays 8/16 + 16/256 = 0.5625
 
-Q2_K, Q4_K and Q5_K do the same for a minimum (`dmin * mins[j]`, subtracted, so never negative by itself): with few codes,
-a sub-block that does not lie around zero would waste half of them. Q3_K and Q6_K are symmetric and have signed scales.
+Q2_K, Q4_K and Q5_K do the same for a minimum (`dmin * mins[j]`, subtracted, so never negative by itself): with few
+codes, a sub-block that does not lie around zero would waste half of them. Q3_K and Q6_K are symmetric and have signed
+scales.
 
 ::
 

@@ -1,6 +1,6 @@
 """Q4_0 Q4_1 Q5_0 Q5_1 Q8_0: the first formats of ggml. 32 weights, one float16 scale, perhaps one float16 minimum.
 
-The name says it: `Q<bits>_0` is symmetric, `x = d * (code - 2^(bits-1))`; `Q<bits>_1` has a minimum, `x = d * code + m`.
+The name says it: `Q<bits>_0` is symmetric, x = d * (code - 2^(bits-1)); `Q<bits>_1` has a minimum, x = d * code + m.
 There is one level of scales, so 16 or 32 bits of every block go to them: half a bit, or a whole bit, a weight.
 
 Fields of all five: `d` float16 [n, blocks]; `m` float16 [n, blocks] where there is one; `codes` [n, k], as stored:

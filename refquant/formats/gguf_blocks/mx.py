@@ -19,6 +19,7 @@ Source: OCP Microscaling Formats (MX) v1.0, table 1; ggml-common.h `block_mxfp4`
 import numpy as np
 
 from refquant import ops
+from refquant.codebooks import E2M1_DOUBLED, e8m0_half
 from refquant.formats.gguf_blocks.blocks import (
     as_bytes,
     in_blocks,
@@ -29,7 +30,6 @@ from refquant.formats.gguf_blocks.blocks import (
     scaled,
     unpack_planes,
 )
-from refquant.codebooks import E2M1_DOUBLED, e8m0_half
 
 WEIGHTS = 32
 

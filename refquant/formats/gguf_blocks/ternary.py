@@ -1,4 +1,4 @@
-"""TQ1_0 and TQ2_0: weights -d, 0, +d, for models trained that way (BitNet b1.58, TriLM). 256 weights, one float16 scale.
+"""TQ1_0 and TQ2_0: 256 weights -d, 0 or +d, for models trained that way (BitNet b1.58, TriLM).
 
 Three levels need log2(3) = 1.585 bits. TQ2_0 spends 2 and is quick to read; TQ1_0 packs five trits in a byte, since
 3^5 = 243 fits 256, and spends 1.6.

@@ -8,8 +8,8 @@ one takes care, and this file takes it:
   cutting off after adding a half (`truncated`).
 - **Nothing is fused**: `a * b + c` rounds twice. ggml's released builds are compiled without fused multiply-add.
 
-Layout, everywhere in this package: the first axis counts the weights of a block, all others count blocks. `x[i]` is weight
-i of every block, so a loop over a block in C reads the same here, and each statement does all blocks.
+Layout, everywhere in this package: the first axis counts the weights of a block, all others count blocks. `x[i]` is
+weight i of every block, so a loop over a block in C reads the same here, and each statement does all blocks.
 
 Overflow, 0/0 and NaN need no special cases: they come out as they do in C, because the operations are the same ones.
 """
@@ -20,12 +20,13 @@ import numpy as np
 
 f32 = np.float32
 
+ZERO = f32(0)
 EPS = f32(1e-15)  # below this largest magnitude, a group counts as all zero: ggml's GROUP_MAX_EPS
 _MAGIC = f32(3 << 22)  # 12582912: floats between it and its double are whole numbers
 
 
-def ordered_sum(terms: Iterable[np.ndarray], start=f32(0)) -> np.ndarray:
-    """start + terms[0] + terms[1] + ..., in that order, in float32."""
+def ordered_sum(terms: Iterable[np.ndarray], start=ZERO) -> np.ndarray:
+    """Add terms[0], terms[1], ... to `start`, in that order, in float32."""
     total = start
     for term in terms:
         total = total + term
@@ -48,7 +49,7 @@ def round_half_away(v: np.ndarray) -> np.ndarray:
 
 
 def truncated(v: np.ndarray) -> np.ndarray:
-    """Cut float32 to int8, as x86 converts: the low byte of the 32-bit integer, 0 for NaN and what 32 bits cannot hold."""
+    """Cut float32 to int8, as x86 does: the low byte of the 32-bit integer; 0 for NaN and beyond 32 bits."""
     return np.where(np.abs(v) < f32(2**31), v, f32(0)).astype(np.int32).astype(np.int8)
 
 
@@ -71,8 +72,11 @@ def highest(x: np.ndarray) -> np.ndarray:
 
 
 def largest_magnitude(x: np.ndarray) -> np.ndarray:
-    """The entry of largest magnitude along the first axis, with its sign; the first of equals; +0 where all are 0."""
-    size = np.abs(x)
+    """The entry of largest magnitude along the first axis, with its sign; the first of equals; +0 where all are 0.
+
+    NaN is passed over, as `if (size > largest)` does; a scale is NaN when its sums overflowed.
+    """
+    size = np.fmax(np.abs(x), f32(0))
     first = size.argmax(axis=0)[None]
     return np.where(size.max(axis=0) > 0, np.take_along_axis(x, first, axis=0)[0], f32(0))
 

@@ -1,7 +1,7 @@
 """Between matrices and blocks: registers a search, checks its input, and turns rows into the layout of `arithmetic`.
 
-A search is written for weights [n, k] and importance [n, k] (or None) and returns the fields of its format. The importance
-of a file is one value a column; it is repeated for every row here.
+A search is written for weights [n, k] and importance [n, k] (or None) and returns the fields of its format. The
+importance of a file is one value a column; it is repeated for every row here.
 """
 
 from collections.abc import Callable

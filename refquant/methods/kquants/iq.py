@@ -4,12 +4,11 @@ IQ4_XS has one more step, the scales of its eight sub-blocks as integers -32..31
 
 Both choose the codes with the scale in float32, not with the float16 that is stored.
 
-Weights of the squared error: x^2, or with importance `importance * sqrt(twice the mean of x^2 over the block + x^2)`, the
-block being 32 weights in IQ4_NL and 256 in IQ4_XS.
+Weights of the squared error: x^2, or with importance `importance * sqrt(twice the mean of x^2 over the block + x^2)`,
+the block being 32 weights in IQ4_NL and 256 in IQ4_XS.
 
 Source: ggml-quants.c `quantize_row_iq4_nl_impl`, as `ggml_quantize_chunk` calls it.
-Against other code: `quantize_row_iq4_nl_ref`, which ggml uses to quantize on the fly, makes no trials and so gives other
-bytes.
+Against other code: `quantize_row_iq4_nl_ref`, by which ggml quantizes on the fly, makes no trials: other bytes.
 """
 
 import numpy as np

@@ -1,26 +1,27 @@
-"""Q2_K Q3_K Q4_K Q5_K Q6_K: choose a scale (and minimum) for each sub-block, quantize the scales, choose the codes again.
+"""Q2_K Q3_K Q4_K Q5_K Q6_K: a scale (and minimum) for each sub-block; the scales quantized; the codes chosen again.
 
 Three steps, the same for all five:
 
-1. **Each sub-block by itself.** A search of `scales` finds the best float32 scale, and minimum where the format has one.
-2. **The scales of the block.** The 8 or 16 scales become small integers, times one float16 `d`; the minima likewise, with
-   `dmin`. Without importance the largest scale gets the last code and the others are rounded. With importance the
+1. **Each sub-block by itself.** A search of `scales` finds the best float32 scale, and the minimum if there is one.
+2. **The scales of the block.** The 8 or 16 scales become small integers, times one float16 `d`; the minima likewise,
+   with `dmin`. Without importance the largest scale gets the last code and the others are rounded. With importance the
    scales are a little block of their own and are searched like one.
-3. **The codes, once more.** What a sub-block gets is not the scale of step 1 but `d * scales[j]`, with d as the file holds
-   it. So the codes are chosen again for that: `(x + dmin * mins[j]) / (d * scales[j])`, a true division, rounded half to
-   even. Where the product is 0 the codes of step 1 stay; they decode to the minimum anyway.
+3. **The codes, once more.** What a sub-block gets is not the scale of step 1 but `d * scales[j]`, with d as the file
+   holds it. So the codes are chosen again for that: `(x + dmin * mins[j]) / (d * scales[j])`, a true division, rounded
+   half to even. Where the product is 0 the codes of step 1 stay; they decode to the minimum anyway.
 
 Errors are weighted, so that what matters most is kept best. Without importance::
 
     Q2_K |x|, absolute error      Q3_K, Q6_K  x^2      Q4_K, Q5_K  |x| + root mean square of the sub-block
 
 With importance, `importance * sqrt(s + x^2)`: s is the mean of x^2 over the block in Q2_K, twice that in Q3_K, Q4_K and
-Q5_K. Q6_K takes the importance as it is. A zero importance means an error that costs nothing. Where a whole sub-block has
-none, no trial is better than the first guess, which stays; its scale then counts nothing when the block's `d` is chosen,
-and a block without any importance gets d = 0.
+Q5_K. Q6_K takes the importance as it is. A zero importance means an error that costs nothing. Where a whole sub-block
+has none, no trial is better than the first guess, which stays; its scale then counts nothing when the block's `d` is
+chosen, and a block without any importance gets d = 0.
 
 Source: ggml-quants.c `quantize_row_q2_K_ref`, `quantize_row_q2_K_impl` and so on for the others.
-Against other code: llama.cpp built with fused multiply-add (most builds for arm64) differs in a code here and there.
+Against other code: a build with fused multiply-add (clang's default for arm64) was reported to differ in 0.2 % of the
+bytes (llama.cpp issue 25353). libgguf 0.2.2 makes the same bytes, but for the case that `scale_and_min` names last.
 """
 
 import numpy as np
@@ -39,7 +40,7 @@ from refquant.methods.kquants.scales import (
 
 
 def error_weights(w: np.ndarray, importance: np.ndarray, size: int, factor: int) -> np.ndarray:
-    """importance * sqrt(factor * mean of x^2 over the block + x^2), [size, sub-blocks, blocks]."""
+    """Return importance * sqrt(factor * mean of x^2 over the block + x^2), [size, sub-blocks, blocks]."""
     x = to_blocks(w, 256)
     mean_square = f32(factor) * ordered_sum(x * x) / f32(256)
     x, qw = to_sub_blocks(w, size), to_sub_blocks(importance, size)
@@ -105,7 +106,7 @@ def q2_k(w: np.ndarray, importance: np.ndarray | None) -> dict:
         scales, d = positive_scale(scale, total, 15)
         mins, dmin = positive_scale(-low, total, 15)
         d, dmin = to_float16(d), to_float16(dmin)
-    # Scale and min share a byte. A scale that came out negative is a byte above 15 and runs over into its min, in ggml too.
+    # Scale and min share a byte. In ggml, too, a negative scale is a byte above 15 and runs over into its min.
     byte = as_byte(scales | mins << 4)
     return fields_with_minimum(w, x, (codes, 3), byte & 15, byte >> 4, d, dmin)
 
@@ -148,7 +149,7 @@ def q4_k_or_q5_k(w: np.ndarray, importance: np.ndarray | None, top: int, first: 
 
 
 def six_bits_that_spill(values: np.ndarray) -> np.ndarray:
-    """Return what becomes of bytes [8, blocks] in Q4_K with importance, the one case where ggml does not limit them to 63.
+    """Return what becomes of bytes [8, blocks] above 63 in Q4_K with importance, where ggml does not limit them.
 
     The upper two bits of byte j of the file belong to scale j + 4 (see the layout). A scale that came out negative is a
     byte above 63, whose own upper bits are then read as the other's.

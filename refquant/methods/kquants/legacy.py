@@ -7,18 +7,18 @@ Without importance the scale follows from the extremes of the block, and each we
     Q4_1 Q5_1   m = smallest, d = (largest - m) / 15 (or 31)       code = (x - m) / d + 0.5, cut off, at most 15
     Q8_0        d = largest magnitude / 127                        code = x / d, rounded half away from zero
 
-Why divide by -8: the codes 0..15 stand for -8..7, so one end reaches farther. The largest weight gets that end, whatever
-its sign is; d is then negative for a positive one.
+Why divide by -8: the codes 0..15 stand for -8..7, so one end reaches farther. The largest weight gets that end,
+whatever its sign is; d is then negative for a positive one.
 
-Division by d is a multiplication by 1/d of d in float32; d is rounded to float16 only to be stored. The k-quants take more
-care: they choose codes with the d that the file holds.
+Division by d is a multiplication by 1/d of d in float32; d is rounded to float16 only to be stored. The k-quants take
+more care: they choose codes with the d that the file holds.
 
 With importance the searches of `scales` run on blocks of 32. A weight's squared error counts
 
     importance * sqrt(mean of x^2 over the whole row + x^2)
 
-so that large weights count more, though not as much as by x^2 alone. Q8_0 ignores the importance, as ggml does: at 8 bits
-there is nothing to gain.
+so that large weights count more, though not as much as by x^2 alone. Q8_0 ignores the importance, as ggml does: at 8
+bits there is nothing to gain.
 
 Against other code: gguf-py's Python encoders round these formats without importance to the same bytes.
 """

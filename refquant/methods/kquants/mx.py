@@ -1,12 +1,13 @@
-"""MXFP4: the scale is a power of two from the exponent of the largest magnitude, and each weight takes the nearest value.
+"""MXFP4: the scale is a power of two, from the largest magnitude, and each weight takes the nearest value.
 
     e - 127 = floor(log2(largest)) - 2
 
-The largest E2M1 value, 6, has exponent 2; so the largest weight, brought to the same exponent, lies in [4, 8), and clips
-when it is above 6 (a value of 7 rounds to 6). That is the rule of the OCP specification. ggml ignores the importance.
+The largest E2M1 value, 6, has exponent 2; so the largest weight, brought to the same exponent, lies in [4, 8), and
+clips when it is above 6 (a value of 7 rounds to 6). That is the rule of the OCP specification. ggml ignores the
+importance.
 
-Two details that bytes depend on. The logarithm is a float32 that rounds: a weight just below a power of two may count as
-the power itself. And an exponent below 0 (largest weight below 2^-125) wraps around as a byte: such a block gets an
+Two details that bytes depend on. The logarithm is a float32 that rounds: a weight just below a power of two may count
+as the power itself. And an exponent below 0 (largest weight below 2^-125) wraps around as a byte: such a block gets an
 enormous scale, codes 0 throughout, and decodes to 0.
 
 Source: ggml-quants.c `quantize_row_mxfp4_ref`, `best_index_mxfp4`.

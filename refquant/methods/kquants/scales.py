@@ -1,8 +1,8 @@
 """The searches: which scale (and minimum) serves a block of weights best.
 
-Rounding to the nearest code leaves one free choice, the scale. The obvious one maps the largest weight to the last code.
-But a slightly different scale may put most of the other weights nearer to a level, at a small cost for the largest. So
-ggml tries a handful of scales around the obvious one and keeps the best by weighted squared error.
+Rounding to the nearest code leaves one free choice, the scale. The obvious one maps the largest weight to the last
+code. But a slightly different scale may put most of the other weights nearer to a level, at a small cost for the
+largest. So ggml tries a handful of scales around the obvious one and keeps the best by weighted squared error.
 
 For given codes l the best scale is known in closed form. Minimizing sum w (x - s l)^2 over s gives::
 
@@ -11,8 +11,9 @@ For given codes l the best scale is known in closed form. Minimizing sum w (x - 
 so the trial with the largest `sum(w x l)^2 / sum(w l l)` wins, and no error needs to be summed. Each search therefore
 goes: guess a scale, round to codes, take the best scale *for those codes*.
 
-Shapes: x and weight float32 [g, ...], g weights of a block along the first axis (see `arithmetic`); codes int32 [g, ...];
-scales float32 [...]. `top` is the number of the last code. Every expression is parenthesized as C groups it.
+Shapes: x and weight float32 [g, ...], the g weights of a block along the first axis (see `arithmetic`); codes int32
+[g, ...]; scales float32 [...]. `top` is the last code; where codes have a sign, -top is the first and top - 1 the last.
+Products and sums associate to the left, as in C: `weight * x * l` is `(weight * x) * l`.
 
 Source: ggml-quants.c, the function named in each docstring.
 Leaves out: `make_qkx1_quants` (no longer used) and the `rmse_type` values that no format uses.
@@ -36,8 +37,8 @@ from refquant.methods.kquants.arithmetic import (
 def symmetric_scale(x: np.ndarray, weight: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
     """Codes 0..2 top - 1 and scale of x ~ scale * (code - top). ggml's `make_qx_quants` with rmse_type 1.
 
-    The first guess sends the weight of largest magnitude to -top, the end that has one level more; hence the sign of the
-    scale. Then 18 more, 0.1 to 0.9 levels longer or shorter. An all-zero block (below 1e-15) has scale 0 and codes 0.
+    The first guess sends the weight of largest magnitude to -top, the end that has one level more; hence the sign of
+    the scale. Then 18 more, 0.1 to 0.9 levels longer or shorter. A block below 1e-15 has scale 0 and codes 0.
     """
     extreme = largest_magnitude(x)
 
@@ -62,9 +63,9 @@ def symmetric_scale(x: np.ndarray, weight: np.ndarray, top: int) -> tuple[np.nda
 def symmetric_scale_by_descent(x: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
     """Codes 0..2 top - 1 and scale of x ~ scale * (code - top). ggml's `make_q3_quants`: Q3_K without importance.
 
-    Coordinate descent: from the first guess, take one weight after the other, work out the scale that the *others* want,
-    round this weight with it, and keep the new code if the whole block gains. At most five rounds over the block. Weights
-    count with x^2, so that large ones are kept best.
+    Coordinate descent: from the first guess, take one weight after the other, work out the scale that the *others*
+    want, round this weight with it, and keep the new code if the whole block gains. At most five rounds over the block.
+    Weights count with x^2, so that large ones are kept best.
     """
     extreme, weight = largest_magnitude(x), x * x
     codes = np.clip(nearest(f32(-top) / extreme * x), -top, top - 1)
@@ -104,7 +105,12 @@ def positive_scale(x: np.ndarray, weight: np.ndarray, top: int) -> tuple[np.ndar
 
 
 def _descend(x, weight, codes, sum_xl, sum_ll, low, top):
-    """Five rounds of coordinate descent. `low` None: unsigned codes, which ggml keeps in a byte and tests more strictly."""
+    """Improve codes [g, ...] one weight at a time, in at most five rounds; also returns their two sums.
+
+    For weight i: the sums without it, the scale `others_xl / others_ll` inverted, the nearest code under it, and, if
+    sum_xl^2 / sum_ll would grow, the change. `low` None means unsigned codes, which ggml's `make_qp_quants` keeps in a
+    byte and does not limit from below.
+    """
     codes = codes.copy()
     for _ in range(5):
         before = codes.copy()
@@ -138,28 +144,33 @@ def scale_and_min(x, weight, top, first, step, steps, absolute=False) -> tuple[n
 
     and the trial is kept when its weighted squared (`absolute`: absolute) error is smaller.
 
-    A kept trial's minimum also becomes the lower end of the range of the trials that follow. It looks like a slip in the
-    C code, but files depend on it: without it a quarter of the scales differ.
+    The trials are not independent: a kept trial's minimum becomes the lower end of the range of those that follow. With
+    the first minimum throughout, a quarter of the scales would differ from ggml's.
+
+    A constant block needs no case of its own: its range is 0, so all codes come out 0 (0/0, taken as 0), and the scale.
 
     When all weight sits on one element D is 0 in exact arithmetic, but its roundings may leave it just above, and the
     "fit" is noise, sometimes with a negative scale.
+
+    Trials limit the position to 0..top before they round it, as the ggml in xllamacpp 2026.10 does. Earlier ones round
+    first; that gives another code only to a weight millions of steps below the minimum, with an importance of 0.
     """
     low, high, wx = lowest(x), highest(x), weight * x
     sum_w, sum_x = ordered_sum(weight[1:], weight[0]), ordered_sum(wx[1:], wx[0])
     low = np.where(low > 0, f32(0), low)
 
-    def codes_in(levels, minimum):
-        return np.clip(nearest(levels / (high - minimum) * (x - minimum)), 0, top)
+    def position(levels, minimum):
+        return levels / (high - minimum) * (x - minimum)
 
     def error(scale, l, minimum):
         difference = scale * l + minimum - x
         return ordered_sum(weight * (np.abs(difference) if absolute else difference * difference))
 
     minimum, scale = low, f32(1) / (f32(top) / (high - low))
-    codes = codes_in(f32(top), minimum)
+    codes = np.clip(nearest(position(f32(top), minimum)), 0, top)
     least = error(scale, codes.astype(f32), minimum)
     for i in range(steps + 1):
-        new = codes_in(f32(first) + f32(step) * f32(i) + f32(top), minimum)
+        new = nearest(np.clip(position(f32(first) + f32(step) * f32(i) + f32(top), minimum), 0, top))
         l = new.astype(f32)
         wl = weight * l
         sum_l, sum_ll, sum_xl = ordered_sum(wl), ordered_sum(wl * l), ordered_sum(wl * x)
@@ -171,8 +182,7 @@ def scale_and_min(x, weight, top, first, step, steps, absolute=False) -> tuple[n
         better = (d > 0) & (trial < least)
         codes, least = np.where(better, new, codes), np.where(better, trial, least)
         scale, minimum = np.where(better, new_scale, scale), np.where(better, new_min, minimum)
-    constant = high == low
-    return np.where(constant, 0, codes), np.where(constant, f32(0), scale), np.where(constant, low, minimum)
+    return codes, scale, minimum
 
 
 def table_codes(v: np.ndarray) -> np.ndarray:
@@ -185,8 +195,9 @@ def table_codes(v: np.ndarray) -> np.ndarray:
 def table_scale(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Scale of x ~ scale * value, the values of IQ4. The search inside ggml's `quantize_row_iq4_nl_impl`.
 
-    The first guess sends the largest weight to the table's largest magnitude, -127, with the sign turned; then the largest
-    weight is sent to each whole number from -134 to -120. The codes are not returned: they are chosen anew at the end.
+    The first guess sends the largest weight to the table's largest magnitude, -127, with the sign turned; then the
+    largest weight is sent to each whole number from -134 to -120. The codes are not returned: they are chosen anew at
+    the end.
     """
     extreme = largest_magnitude(x)
 

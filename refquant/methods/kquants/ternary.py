@@ -1,7 +1,7 @@
 """TQ1_0 and TQ2_0: the scale is the largest magnitude of 256 weights, and each weight becomes -1, 0 or +1 times it.
 
-Meant for models trained with three values, where it loses nothing. For others it is a poor rule: with one large weight in
-the block, all below half of it become 0. ggml has no search and ignores the importance.
+Meant for models trained with three values, where it loses nothing. For others it is a poor rule: with one large weight
+in the block, all below half of it become 0. ggml has no search and ignores the importance.
 
 Source: ggml-quants.c `quantize_row_tq1_0_ref`, `quantize_row_tq2_0_ref`: the same numbers in two layouts.
 """

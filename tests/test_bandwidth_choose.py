@@ -79,6 +79,8 @@ def test_memory_rejects_with_the_bytes_that_are_missing():
     answer = choose.choose("llama-3.1-8b", parse_bytes("8GB"), "gpu", "any")
     assert "needs 17.41 GB, there are 8 GB" in reasons(answer)["F16 (unquantized)"]
     assert all(option.total_bytes <= 8e9 for option in answer.accepted)
+    without_room = choose.choose("llama-3.1-8b", parse_bytes("5GB"), "gpu", "any")  # Q4_K_M: 4.91 GB of weights alone
+    assert "needs 6.258 GB" in reasons(without_room)["Q4_K_M"]
     tight = choose.choose("llama-3.1-8b", parse_bytes("1GB"), "gpu", "any")
     assert tight.accepted == ()
 

@@ -148,6 +148,40 @@ def test_a_bare_server_by_hand():
     assert server.tokens_per_second == pytest.approx(17 * busy / step.seconds)
 
 
+@pytest.mark.parametrize(
+    "techniques", [("gqa",), ("gqa", "continuous"), ("gqa", "quantization", "paged", "continuous")]
+)
+def test_a_full_server_played_step_by_step_makes_the_tokens_that_the_formulas_say(techniques):
+    """Lengths drawn from the workload, everything there at the start, the step time of the full batch."""
+    server = stack.serve("llama-2-13b", "int4-g128", find_device("a100"), techniques)
+    lengths = np.random.default_rng(7).choice(LOAD.lengths, 400 * server.batch)
+    policy = "continuous" if "continuous" in techniques else "static"
+    played = queue.simulate(np.zeros(len(lengths)), lengths, lambda batch: server.step.seconds, server.batch, policy)
+    assert played.tokens_per_second == pytest.approx(server.tokens_per_second, rel=0.02)
+
+
+def test_checking_several_tokens_reads_the_weights_once():
+    one = decode_step(store("llama-2-7b", "int4-g128"), 256, 4)
+    five = stack.many_tokens(one, 5)
+    assert (five.weight_bytes, five.cache_read, five.decoding_flops) == (
+        one.weight_bytes,
+        one.cache_read,
+        one.decoding_flops,
+    )
+    assert (five.tokens, five.flops, five.cache_written) == (20, 5 * one.flops, 5 * one.cache_written)
+    with pytest.raises(BadInput, match="tokens"):
+        stack.many_tokens(one, 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"lengths": ()}, {"lengths": (0,)}, {"prompt": -1}, {"block": 0}, {"acceptance": 2}, {"draft": 0}, {"most": 0}],
+)
+def test_workloads_of_nothing_are_refused(change):
+    with pytest.raises(BadInput):
+        stack.Workload(**change)
+
+
 @pytest.mark.parametrize("card", ["l4", "rtx-4090", "h100"])
 def test_every_technique_helps_and_together_they_give_less_than_their_product(card):
     result = stack.gains("llama-3.1-8b", "int4-g128", find_device(card))

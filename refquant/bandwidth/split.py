@@ -143,10 +143,8 @@ def plan_split(
         raise BadInput(f"{shape.name}: gpu_layers must lie in 0..{most}, got {gpu_layers}")
     blocks, held, space = card_side(gpu_layers)
     below = range(blocks.start)
-    # A tied embedding lies on both sides: looked up in main memory, multiplied on the card.
-    beside = sum(weights.layer_bytes(i) for i in below) + weights.embedding_bytes
-    if not gpu_layers:
-        beside = weights.nbytes
+    # With anything on the card, the output matrix is; a tied embedding then lies on both sides.
+    beside = sum(weights.layer_bytes(i) for i in below) + weights.embedding_bytes if gpu_layers else weights.nbytes
     alone = 0 if gpu_layers else workspace_bytes(weights, ubatch)
 
     def seconds(device, part, output, share):

@@ -71,12 +71,13 @@ def _work(weights: Weights, tokens, last, pairs, cache_read, cache_written, bloc
     blocks = range(shape.layers) if blocks is None else blocks
     read = activations = flops = decoding = 0
     for tensor in weights.tensors:
-        if tensor.layer not in blocks if tensor.layer is not None else not output or not weights.multiplies(tensor):
+        outside = tensor.layer is None
+        if not (output and weights.multiplies(tensor) if outside else tensor.layer in blocks):
             continue
         read += tensor.nbytes
         if not tensor.is_matrix:
             continue
-        m = last if tensor.layer is None else tokens
+        m = last if outside else tokens
         traffic = ops.traffic("matmul", tensor.shape, tensor.format, m=m, activation_bytes=ACTIVATION)
         activations += traffic.bytes - tensor.nbytes  # what the matrix itself does not account for
         flops += traffic.flops

@@ -19,6 +19,7 @@ TABLE = {
         {"label": "Unquantized (BF16)", "perplexity": 10.0},
         {"label": "AWQ int4-g128", "perplexity": 10.9},
         {"label": "GPTQ int4-g128", "perplexity": 10.1},
+        {"label": "GGUF Q4_K_M", "perplexity": 10.05},
     ],
 }
 
@@ -45,6 +46,7 @@ def test_measured_qualities_come_from_compare(tmp_path):
     for source in (TABLE, tmp_path / "t.json"):
         found = quality.measured(source)
         assert found["GPTQ int4-g128"].relative == pytest.approx(0.01)
+        assert found["Q4_K_M"].perplexity == 10.05
         assert found["AWQ int4-g128"].source == "measured: llama.cpp, context 512, 24 windows"
     (tmp_path / "bad.json").write_text("{")
     for bad in (tmp_path / "bad.json", tmp_path / "none.json", {"lines": []}, {"lines": [{"label": "a"}]}):

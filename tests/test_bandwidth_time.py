@@ -258,6 +258,10 @@ def test_more_layers_on_the_card_are_faster():
         ({"context": 0}, "context"),
         ({"batch": 0}, "batch"),
         ({"cpu_memory": 10**8, "gpu_layers": 0}, "main memory must hold"),
+        ({"gpu_memory": -1}, "gpu_memory"),
+        ({"cpu_memory": 0}, "cpu_memory"),
+        ({"reserve": -1}, "reserve"),
+        ({"efficiency": (2, 1)}, "efficiency"),
     ],
 )
 def test_splits_that_cannot_be_say_why(options, text):

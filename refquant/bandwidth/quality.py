@@ -81,7 +81,7 @@ def published(method: str, parameters: float | None = None) -> list[Quality]:
 def measured(results) -> dict[str, Quality]:
     """Read what `refquant compare --json` wrote: a mapping, or the path of the file; `Quality` by label of the row.
 
-    The first line is the unquantized model. Raises `BadFile` where that form is not found.
+    The first line is the unquantized model. A row "GGUF Q4_K_M" is found as "Q4_K_M", as the mixes are called here. Raises `BadFile` where that form is not found.
     """
     if isinstance(results, str | Path):
         try:
@@ -96,4 +96,5 @@ def measured(results) -> dict[str, Quality]:
         raise BadFile(
             f"expected what `refquant compare --json` writes (lines, model, protocol, ...): {problem!r}"
         ) from None
+    lines = [(label.removeprefix("GGUF "), value) for label, value in lines]
     return {label: Quality(label, model, base[1], value, source) for label, value in lines}

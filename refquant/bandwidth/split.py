@@ -125,6 +125,10 @@ def plan_split(
     shape = weights.shape
     whole("context", context)
     whole("batch", batch)
+    whole("reserve (bytes)", reserve, 0)
+    for name, size in (("gpu_memory (bytes)", gpu_memory), ("cpu_memory (bytes)", cpu_memory)):
+        if size is not None:
+            positive(name, size)
     memory, most = gpu_memory or gpu.memory, shape.layers + 1
     if memory is None:
         raise BadInput(f"{gpu.name}: the size of its memory is not known; give gpu_memory in bytes")

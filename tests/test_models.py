@@ -12,6 +12,7 @@ from refquant.errors import BadFile, BadInput, UnknownName
 from refquant.methods import gptq
 from refquant.models import QuantLinear, absorb, load, quantize, walk
 from refquant.models.calibrate import Stream, watch
+from refquant.models.mix import plan
 
 
 def logits(model, ids):
@@ -119,6 +120,28 @@ def test_the_report_counts_real_bytes():
     assert report.bits_per_weight == 8 * nbytes / report.weights
     assert report.layers[0].nbytes == 64 * 64 * (4 + (16 + 4) / 32) / 8  # q_proj, 64 x 64
     assert report.model_bytes == nbytes + 2 * (parameters - report.weights)
+
+
+@pytest.mark.parametrize("mix", ["Q4_K_M", "Q8_0", "Q2_K"])
+def test_a_mix_takes_the_bytes_that_its_plan_says(mix):
+    model, ids = make("llama-gqa"), token_windows()
+    plain = logits(model, ids)
+    chosen = plan(model, mix)
+    report = quantize(model, "gguf", mix)
+    assert report.model_bytes == chosen.nbytes
+    assert sorted(layer.format for layer in report.layers) == sorted(t for t in chosen.types.values() if t != "F32")
+    assert not walk_linears_left(model)
+    assert isinstance(model.lm_head, QuantLinear)
+    error = (logits(model, ids) - plain).abs().max() / plain.abs().max()
+    assert 0 < error < (0.02 if mix == "Q8_0" else 0.5)
+
+
+def test_a_mix_for_an_architecture_that_gguf_does_not_know_is_refused():
+    model = make("gpt2")
+    with pytest.raises(BadInput, match="gpt2"):
+        quantize(model, "gguf", "Q4_K_M")
+    with pytest.raises(UnknownName, match="Q4_K_M"):
+        quantize(make("llama"), "gguf", "Q4_K_XXL")
 
 
 def test_gptq_layers_are_calibrated_on_the_quantized_blocks_before_them():

@@ -38,6 +38,26 @@ Most of these leave no trace in the file: the damage is a block of zeros, or one
 `refquant.quantize(w, "Q4_K", importance=...)` runs them. The layouts are in `refquant.formats.gguf_blocks`.
 """
 
+from refquant import ops
 from refquant.methods.kquants import floats, iq, k, legacy, mx, ternary
+from refquant.methods.registry import Method, Row, register_method
 
 __all__ = ["floats", "iq", "k", "legacy", "mx", "ternary"]
+
+_USES = {
+    "Q8_0": "Max quality, enough RAM",
+    "Q6_K": "Close to unquantized",
+    "Q5_K_M": "Local, quality-sensitive",
+    "Q4_K_M": "Local / laptop / Ollama",
+    "Q3_K_M": "Maximum compression",
+    "Q2_K": "Memory extremely tight",
+}
+
+# A row of the table is a mix; what the method does to one layer by itself is its block format.
+register_method(
+    Method(
+        "gguf",
+        layer=lambda w, name, inputs: ops.quantize(w, name),
+        rows=tuple(Row(f"GGUF {mix}", "gguf", mix, "CPU / hybrid", use) for mix, use in _USES.items()),
+    )
+)

@@ -27,7 +27,9 @@ MAY_IMPORT = {
     "evaluate": BASE,
     "models": BASE | {"evaluate"},
     "compare": BASE | {"evaluate", "models"},
-    "cli": BASE | {"evaluate", "models", "compare"},
+    "bandwidth": BASE,
+    "claims": BASE | {"bandwidth", "models"},
+    "cli": BASE | {"evaluate", "models", "compare", "bandwidth", "claims"},
 }
 METHOD_LINES, MODULE_LINES = 150, 250
 

@@ -1,9 +1,10 @@
 """Reference implementations of weight quantization for LLM serving, in NumPy. Read in this order:
 
     grids       the numbers a code can stand for, and how to round to them
+    codebooks   the tables of those whose levels are not evenly spaced: small floats, NF4
     quantized   what every method returns
     ops         the operations: reference, unavoidable traffic, fast paths by backend
-    methods     rtn, obq, gptq, awq: weights (and calibration) become codes and scales
+    methods     rtn, obq, gptq, awq, llm_int8, fp8, nf4, mx: weights (and calibration) become codes and scales
     formats     the same numbers as bytes
     models      load a language model, calibrate, quantize its Linear layers, save
     evaluate    layer error, perplexity, KL divergence
@@ -14,7 +15,11 @@ Letters, everywhere: m tokens, n outputs, k inputs, g weights that share a scale
 
 from refquant import formats, methods
 from refquant.errors import RefquantError
-from refquant.formats import uniform as _uniform  # noqa: F401 (registers itself)
+from refquant.formats import fp8 as _fp8  # noqa: F401 (these register themselves)
+from refquant.formats import llm_int8 as _llm_int8  # noqa: F401
+from refquant.formats import mx as _mx  # noqa: F401
+from refquant.formats import nf4 as _nf4  # noqa: F401
+from refquant.formats import uniform as _uniform  # noqa: F401
 from refquant.grids import IntGrid, as_grid
 from refquant.ops import dequantize, matmul, quantize, traffic
 from refquant.quantized import Quantized

@@ -2,6 +2,10 @@
 
     bits       the only place where bit order is decided
     uniform    integer codes, scales and zero-points, as refquant keeps them in memory
+    fp8        8-bit floats and their scales
+    nf4        NormalFloat codes, block maxima, and these quantized in turn, as bitsandbytes
+    llm_int8   8-bit integers and row maxima, as bitsandbytes
+    mx         MXFP4 and NVFP4, as compressed-tensors
 
 `refquant.formats()` lists every storage format by name, so this package can also be called.
 """

@@ -4,11 +4,15 @@
     obq       one weight at a time, the one that costs least first; the rest of the row makes up for it
     gptq      the same, a column at a time and in one order for every row, so that it scales
     awq       scale the channels with large activations up before rounding
+    llm_int8  8-bit integers for weights and activations; the columns with outliers apart
+    fp8       8-bit floats, one scale for a row, a matrix or a block
+    nf4       4-bit quantiles of the normal distribution; the scales quantized too; what QLoRA trains through
+    mx        4-bit floats in small blocks, with scales of 8 bits: MXFP4 and NVFP4
     registry  the methods by name, and the rows of the table
 
 Importing this package registers every method.
 """
 
-from refquant.methods import awq, gptq, obq, rtn
+from refquant.methods import awq, fp8, gptq, llm_int8, mx, nf4, obq, rtn
 
-__all__ = ["awq", "gptq", "obq", "rtn"]
+__all__ = ["awq", "fp8", "gptq", "llm_int8", "mx", "nf4", "obq", "rtn"]

@@ -7,6 +7,17 @@
     llm_int8   8-bit integers and row maxima, as bitsandbytes
     mx         MXFP4 and NVFP4, as compressed-tensors
 
+and as the tensors of a safetensors checkpoint:
+
+    file_tensor           a tensor with its type, those that NumPy lacks too
+    checkpoint_layout     what the layouts share
+    gptq                  GPTQ, versions 1 and 2
+    awq                   AWQ's gemm layout; TinyChat's, read
+    compressed_int        compressed-tensors: packed integers
+    compressed_float      compressed-tensors: FP8, NVFP4, MXFP4; DeepSeek's fine-grained FP8
+    compressed_tensors    compressed-tensors: which layer has which of them
+    bitsandbytes          LLM.int8, NF4
+
 `refquant.formats()` lists every storage format by name, so this package can also be called.
 """
 

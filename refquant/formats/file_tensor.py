@@ -81,11 +81,14 @@ def of(array: np.ndarray) -> FileTensor:
 
 
 def of_floats(values: np.ndarray, allowed: tuple[str, ...] = FLOATS, what: str = "scales") -> FileTensor:
-    """Store floats in the first of the `allowed` types that holds every one of them exactly; their own type first."""
+    """Store floats in the narrowest of the `allowed` types that holds every one of them exactly.
+
+    float16 stays what it is; float32 is what bfloat16 was read as, so that is tried first.
+    """
     values = np.ascontiguousarray(values)
-    own = "F16" if values.dtype == np.float16 else "F32"
     wide = values.astype(np.float32)
-    for dtype in sorted(allowed, key=lambda name: name != own or own == "F32"):
+    order = ("F16", "F32") if values.dtype == np.float16 else ("BF16", "F16", "F32")
+    for dtype in (name for name in order if name in allowed):
         if dtype == "BF16":
             tensor = FileTensor(dtype, (wide.view(np.uint32) >> 16).astype(np.uint16))
         else:

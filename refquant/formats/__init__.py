@@ -10,6 +10,17 @@
     gguf         the GGUF container: metadata and tensors
     imatrix      llama.cpp's importance files
 
+and as the tensors of a safetensors checkpoint:
+
+    file_tensor           a tensor with its type, those that NumPy lacks too
+    checkpoint_layout     what the layouts share
+    gptq                  GPTQ, versions 1 and 2
+    awq                   AWQ's gemm layout; TinyChat's, read
+    compressed_int        compressed-tensors: packed integers
+    compressed_float      compressed-tensors: FP8, NVFP4, MXFP4; DeepSeek's fine-grained FP8
+    compressed_tensors    compressed-tensors: which layer has which of them
+    bitsandbytes          LLM.int8, NF4
+
 `refquant.formats()` lists every storage format by name, so this package can also be called.
 """
 

@@ -75,23 +75,33 @@ def prose(blocks: Blocks) -> list[str]:
     return out
 
 
+def is_heading(paragraph: str) -> bool:
+    """Whether `prose` kept this as a heading: every other paragraph ends like a sentence."""
+    return paragraph[-1] not in ".!?:)\"'"
+
+
 def deduplicate(documents):
-    """Yield each (name, paragraphs) without the paragraphs that occurred before, in this document or an earlier one."""
+    """Yield each (name, paragraphs) without the paragraphs that occurred before, in this document or an earlier one.
+
+    Letters decide, not digits or punctuation. Headings may repeat, but go where no paragraph is left under them.
+    """
     seen = set()
     for name, paragraphs in documents:
         fresh = []
-        for p in paragraphs:
-            key = hashlib.blake2b(re.sub(r"[\W\d]+", " ", p.lower()).encode(), digest_size=8).digest()
-            if len(p) <= 80 and p[-1] not in ".!?:)\"'":  # a heading may repeat; it is dropped below if nothing follows
+        for p in reversed(_unseen(paragraphs, seen)):
+            if not is_heading(p) or (fresh and not is_heading(fresh[-1])):
                 fresh.append(p)
-            elif key not in seen:
-                seen.add(key)
-                fresh.append(p)
-        ends = [p for p in fresh if p[-1] in ".!?:)\"'"]
-        yield (
-            name,
-            [p for p, q in zip(fresh, [*fresh[1:], ""], strict=True) if p in set(ends) or (q and q in set(ends))],
-        )
+        yield name, fresh[::-1]
+
+
+def _unseen(paragraphs, seen):
+    out = []
+    for p in paragraphs:
+        key = hashlib.blake2b(re.sub(r"[\W\d_]+", " ", p.lower()).encode(), digest_size=8).digest()
+        if is_heading(p) or key not in seen:
+            out.append(p)
+            seen.add(key)
+    return out
 
 
 def part_of(name: str) -> str:

@@ -126,7 +126,7 @@ def _pod_inline(text: str) -> str:
     return " ".join(text.split())
 
 
-_DROP = r"script|style|pre|programlisting|screen|synopsis|literallayout|verbatim|highlight|example|code\s|table|nav"
+_DROP = r"script|style|pre|programlisting|screen|synopsis|literallayout|verbatim|highlight|example|table|nav"
 _HEADS = r"h[1-6]|title|header|refname"
 _BREAKS = (
     r"p|para|div|li|item|td|dd|dt|br|ul|ol|dl|section|sect\d|listitem|term|note|tip|simpara|blockquote|description"

@@ -109,12 +109,12 @@ def download(source: Source, folder: Path, version: str = "") -> list[Path]:
     folder = folder / source.key
     if not folder.exists():
         folder.mkdir(parents=True)
-        name = source.name
+        pinned = source.name + {"pypi": "=="}.get(source.registry, "=") * bool(version) + version
         command = {
-            "debian": ["apt-get", "source", "--download-only", "-qq", f"{name}={version}" if version else name],
-            "deb": ["apt-get", "download", "-qq", f"{name}={version}" if version else name],
-            "pypi": ["pip", "download", "-q", "--no-deps", "--only-binary=:all:", f"{name}=={version}" if version else name],
-        }[source.registry]  # fmt: skip
+            "debian": ["apt-get", "source", "--download-only", "-qq", pinned],
+            "deb": ["apt-get", "download", "-qq", pinned],
+            "pypi": ["pip", "download", "-q", "--no-deps", "--only-binary=:all:", pinned],
+        }[source.registry]
         subprocess.run(command, cwd=folder, check=False)
     kinds = {"debian": "*.orig*.tar.*", "deb": "*.deb", "pypi": "*.whl"}
     return sorted(p for p in folder.glob(kinds[source.registry]) if p.suffix != ".asc")
@@ -136,9 +136,9 @@ def members(archive: Path, source: Source) -> Iterator[tuple[str, bytes]]:
     pipe = None
     if archive.suffix == ".deb":
         pipe = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=subprocess.PIPE)
-        tar = tarfile.open(fileobj=pipe.stdout, mode="r|")  # noqa: SIM115 (closed below)
+        tar = tarfile.open(fileobj=pipe.stdout, mode="r|")
     else:
-        tar = tarfile.open(archive, "r|*")  # noqa: SIM115
+        tar = tarfile.open(archive, "r|*")
     with tar:
         for member in tar:
             path = member.name if pipe else member.name.partition("/")[2]

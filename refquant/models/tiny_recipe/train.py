@@ -55,7 +55,7 @@ class Norm(nn.Module):
 
 
 def rotary(c: Config, device):
-    """cos and sin, float32 [positions, head_dim]: position times frequency, both halves of a head alike."""
+    """Cos and sin, float32 [positions, head_dim]: position times frequency, both halves of a head alike."""
     frequency = c.rope_theta ** -(torch.arange(0, c.head_dim, 2, device=device).float() / c.head_dim)
     angle = torch.outer(torch.arange(c.max_position_embeddings, device=device).float(), frequency)
     return torch.cat([angle, angle], -1).cos(), torch.cat([angle, angle], -1).sin()
@@ -161,10 +161,15 @@ def batches(tokens: torch.Tensor, context: int, size: int, seed: int, first: int
             step += 1
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
-    """Linear warm-up, then a cosine down to a hundredth of the peak."""
+def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: float = 0.0) -> float:
+    """Linear warm-up, then a cosine down to a hundredth of the peak.
+
+    With `decay`, a fraction: the peak is held instead, and the last `decay` of the steps go linearly to nothing.
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
+    if decay:
+        return peak * min(1.0, (steps - step) / (decay * steps))
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup)))))
 
 
@@ -175,13 +180,12 @@ def loss_of(model, ids):
 
 
 @torch.no_grad()
-def validate(model, tokens, context, size, cast) -> float:
+def validate(model, tokens, context, cast) -> float:
     """Mean loss over windows of the validation tokens that do not overlap."""
     windows = tokens[: len(tokens) // (context + 1) * (context + 1)].view(-1, context + 1).long()
-    windows = windows[: max(len(windows) // size, 1) * size]  # whole batches: one compiled shape
     with cast:
-        losses = [loss_of(model, part) for part in windows.split(size)]
-    return float(torch.stack(losses).mean())
+        total = sum(loss_of(model, part) * len(part) for part in windows.split(64))
+    return float(total) / len(windows)
 
 
 def save_weights(model: Llama, path: Path):
@@ -207,6 +211,10 @@ def train(tokens: Path, out: Path, config: Config, a) -> dict:
     torch.manual_seed(a.seed)
     torch.set_float32_matmul_precision("high")
     model = Llama(config).to(device)
+    if a.init:
+        from safetensors.torch import load_file
+
+        model.load_state_dict(load_file(a.init))
     decay = [p for p in model.parameters() if p.ndim == 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decay, "weight_decay": a.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -229,7 +237,7 @@ def train(tokens: Path, out: Path, config: Config, a) -> dict:
         (out / "checkpoint.part").replace(out / "checkpoint.pt")
         (out / "history.json").write_text(json.dumps(history))
 
-    run = torch.compile(model) if device == "cuda" else model
+    compiled = torch.compile(loss_of) if device == "cuda" else loss_of
     cast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
     data, held = read_tokens(tokens / "training.u16", device), read_tokens(tokens / "validation.u16", device)
     stream = batches(data, config.max_position_embeddings, a.batch, a.seed, done)
@@ -242,11 +250,11 @@ def train(tokens: Path, out: Path, config: Config, a) -> dict:
         elif steps is None and measured == 20:
             torch.cuda.synchronize() if device == "cuda" else None
             tick = time.time()
-        rate = learning_rate(done, steps or 10**6, a.peak, a.warmup)
+        rate = learning_rate(done, steps or 10**6, a.peak, a.warmup, a.decay)
         for group in optimizer.param_groups:
             group["lr"] = rate
         with cast:
-            loss = loss_of(run, next(stream))
+            loss = compiled(model, next(stream))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -260,7 +268,7 @@ def train(tokens: Path, out: Path, config: Config, a) -> dict:
             history["train"].append([done, seen, float(torch.stack(shown).mean()), rate])
             shown.clear()
         if done % (a.every * 10) == 0 or last or stop:
-            value = validate(run, held, config.max_position_embeddings, a.batch, cast)
+            value = validate(model, held, config.max_position_embeddings, cast)
             history["validation"].append([done, seen, value])
             speed = measured * a.batch * config.max_position_embeddings / (time.time() - tick)
             print(f"step {done}/{steps} tokens {seen / 1e6:.0f}M epoch {seen / len(data):.1f} train "
@@ -290,6 +298,10 @@ def arguments(argv=None):
     p.add_argument("--batch", type=int, default=512, help="windows a step")
     p.add_argument("--peak", type=float, default=4e-3, help="highest learning rate")
     p.add_argument("--warmup", type=int, default=200, help="steps")
+    p.add_argument(
+        "--decay", type=float, default=0.0, help="hold the peak, then fall linearly over this part of the run"
+    )
+    p.add_argument("--init", type=Path, help="weights to start from, a model.safetensors of an earlier run")
     p.add_argument("--weight-decay", type=float, default=0.1)
     p.add_argument("--every", type=int, default=20, help="steps between points of the curve")
     p.add_argument("--seed", type=int, default=0)

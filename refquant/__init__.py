@@ -3,7 +3,10 @@
     grids       the numbers a code can stand for, and how to round to them
     quantized   what every method returns
     ops         the operations: reference, unavoidable traffic, fast paths by backend
-    methods     rtn, obq, gptq, awq: weights (and calibration) become codes and scales
+    casts       float32 to float16 and bfloat16, to the last bit
+    codebooks   grids whose levels are listed in a table
+    methods     rtn, obq, gptq, awq, kquants: weights (and calibration) become codes and scales
+    importance  how strongly each input column is used
     formats     the same numbers as bytes
     models      load a language model, calibrate, quantize its Linear layers, save
     evaluate    layer error, perplexity, KL divergence
@@ -12,11 +15,12 @@
 Letters, everywhere: m tokens, n outputs, k inputs, g weights that share a scale; W, X, H, Hinv as in the papers.
 """
 
-from refquant import formats
+from refquant import formats, methods
 from refquant.errors import RefquantError
-from refquant.formats import uniform as _uniform  # noqa: F401 (registers itself)
+from refquant.formats import gguf
+from refquant.formats import gguf_blocks as _gguf_blocks  # noqa: F401 (registers itself)
+from refquant.formats import uniform as _uniform  # noqa: F401
 from refquant.grids import IntGrid, as_grid
-from refquant.methods import rtn as _rtn  # noqa: F401 (registers itself)
 from refquant.ops import dequantize, matmul, quantize, traffic
 from refquant.quantized import Quantized
 
@@ -28,7 +32,9 @@ __all__ = [
     "as_grid",
     "dequantize",
     "formats",
+    "gguf",
     "matmul",
+    "methods",
     "quantize",
     "traffic",
 ]

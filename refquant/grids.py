@@ -18,12 +18,12 @@ from refquant.errors import BadInput, UnknownName
 
 
 def round_half_even(x: np.ndarray) -> np.ndarray:
-    """Round to the nearest integer, ties to even: the one rounding rule (IEEE 754 default, `torch.round`, `np.rint`)."""
+    """Round to the nearest integer, ties to even: the one rounding rule (IEEE 754, `torch.round`, `np.rint`)."""
     return np.rint(x)
 
 
 def check_weights(w: np.ndarray, name: str = "weights") -> np.ndarray:
-    """Return `w` as float32 [n, k]; raise `BadInput` for another rank, an empty axis, an integer dtype, NaN or infinity."""
+    """Return `w` as float32 [n, k]; raise `BadInput` for another rank, an empty axis, integers, NaN or infinity."""
     w = np.asarray(w)
     if w.ndim != 2 or 0 in w.shape:
         raise BadInput(f"{name}: expected a matrix [out, in] with no empty axis, got shape {w.shape}")
@@ -41,6 +41,20 @@ def check_weights(w: np.ndarray, name: str = "weights") -> np.ndarray:
     if not np.isfinite(narrow).all():
         raise BadInput(f"{name}: values beyond float32 (largest {np.abs(w).max():.3g})")
     return narrow
+
+
+def check_inputs(x: np.ndarray, k: int, dtype=np.float32) -> np.ndarray:
+    """Return inputs [..., k] as `dtype` [m, k]; raise `BadInput` for no token, a wrong width, NaN or infinity."""
+    x = np.asarray(x)
+    if x.ndim < 2 or x.shape[-1] != k or x.size == 0 or x.dtype.kind != "f":
+        raise BadInput(
+            f"calibration: expected floating-point inputs [tokens, {k}] with at least one token, got "
+            f"{x.dtype} {list(x.shape)}"
+        )
+    x = x.reshape(-1, k).astype(dtype)
+    if not np.isfinite(x).all():
+        raise BadInput("calibration: the layer's inputs hold NaN or infinity")
+    return x
 
 
 @dataclass(frozen=True)
@@ -143,6 +157,11 @@ class IntGrid:
     def decode(self, codes: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
         """Weights, float32 of the codes' shape."""
         return (codes.astype(np.float32) - zero) * scale
+
+    def fields(self, codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray, g_idx=None) -> dict:
+        """What a method hands to `ops.pack`: codes [n, k], scales and zero-points [n, G], perhaps the groups [k]."""
+        fields = {"codes": codes, "scales": scales.astype(self.scale_dtype), "zeros": zeros.astype(np.uint8)}
+        return fields if g_idx is None else fields | {"g_idx": g_idx}
 
 
 _INT_NAME = re.compile(r"int([1-8])-(?:row|g([1-9][0-9]{0,6}))(-sym)?")

@@ -8,7 +8,8 @@ smaller ones, which the two halves of refquant register without knowing each oth
     formats   "unpack"   arrays, format, shape  ->  fields
     formats   "decode"   fields, format         ->  w
 
-A fast path may replace any of the three public operations as a whole for one family and one backend.
+A fast path may replace any of the three public operations as a whole for one family and one backend. A method with
+calibration data that is to have fast paths of its own (`methods.gptq`) is added with `register`.
 """
 
 import importlib
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from refquant.errors import BackendUnavailable, BadInput
+from refquant.errors import BackendUnavailable, BadInput, UnknownName
 from refquant.grids import check_weights
 from refquant.quantized import Format, Quantized, find_format
 
@@ -94,9 +95,16 @@ def load_backend(backend: str) -> None:
             raise BackendUnavailable(f"backend {backend!r}: {problem}") from problem
 
 
+def register(name: str, reference: Callable, traffic: Callable[..., Traffic]) -> None:
+    """Add an operation beside the three public ones: a method that can have fast paths, as `methods.gptq`."""
+    _PUBLIC[name] = (reference, traffic)
+
+
 def find_op(name: str, family: str) -> Op:
-    """Return the operation `quantize`, `dequantize` or `matmul` of a family of formats."""
+    """Return an operation (`quantize`, `dequantize`, `matmul`, or one that was registered) of a family of formats."""
     if (name, family) not in _OPS:
+        if name not in _PUBLIC:
+            raise UnknownName("operation", name, _PUBLIC)
         reference, traffic = _PUBLIC[name]
         _OPS[name, family] = Op(f"{name} of {family}", reference, traffic)
     return _OPS[name, family]

@@ -20,8 +20,9 @@ Layout = dict[str, tuple[tuple[int, ...], tuple[str, ...]]]  # array name -> (sh
 class Format:
     """A storage format: its name, the family whose code handles it, and the arrays of a matrix [out, in] in it.
 
-    `layout(out, in)` lists the arrays that must be there, `optional(out, in)` those that may be. `stream` marks a format
-    that is one stream of bytes (the GGUF block formats), whose single array is `blocks`, uint8 [out, bytes per row].
+    `layout(out, in)` lists the arrays that must be there, `optional(out, in)` those that may be; it raises `BadInput`
+    for a width that the format cannot hold. `stream` marks a format that is one stream of bytes (the GGUF block
+    formats), whose single array is `blocks`, uint8 [out, bytes per row].
     """
 
     name: str

@@ -8,9 +8,9 @@ A matrix [n, k] with groups of g, G = ceil(k / g) groups a row (the last may be 
     zeros    uint8               [n, ceil(G * bits / 8)]     dense stream along the groups; absent when symmetric
     g_idx    int32               [k]                         group of each column, only where it is not column // g
 
-Bits per weight: bits + (16 + bits) / g, so 4.15625 for int4-g128 and 4.125 for int4-g128-sym. (The usual "4.25" counts a
-16-bit zero-point.) Weight [i, j] is scales[i, g_idx[j]] * (codes[i, j] - zeros[i, g_idx[j]]); the symmetric zero-point is
-2^(bits-1).
+Bits per weight: bits + (16 + bits) / g, so 4.15625 for int4-g128 and 4.125 for int4-g128-sym. (The usual "4.25" counts
+a 16-bit zero-point.) Weight [i, j] is scales[i, g_idx[j]] * (codes[i, j] - zeros[i, g_idx[j]]); the symmetric
+zero-point is 2^(bits-1).
 
 Leaves out: the checkpoint layouts of GPTQ, AWQ and compressed-tensors, which hold the same numbers in other orders.
 """

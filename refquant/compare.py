@@ -1,0 +1,283 @@
+"""The lesson's table, measured: quantize a model with every method, and state what each keeps and what it saves.
+
+The rows come from the methods themselves (`methods.registry`), so a method that is added appears here by itself.
+"""
+
+import copy
+import json
+import platform
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from refquant import evaluate
+from refquant.errors import BadInput, UnknownName
+from refquant.evaluate import texts
+from refquant.methods import registry
+
+
+@dataclass
+class Line:
+    """One measured row. Sizes in bytes, times in seconds, `kl` in nats per token; None where nothing is to compare."""
+
+    label: str
+    bits_per_weight: float
+    model_bytes: int
+    perplexity: float
+    perplexity_stderr: float
+    kl: float | None
+    kl_stderr: float | None
+    top_token_agreement: float | None
+    seconds: float | None
+    hardware: str
+    use_case: str
+
+
+@dataclass
+class Table:
+    """The whole table, and all that is needed to make it again."""
+
+    model: str
+    protocol: str
+    context: int
+    windows: int
+    evaluation_text: str
+    calibration_text: str
+    calibration_tokens: int
+    notes: list[str]
+    machine: dict
+    lines: list[Line] = field(default_factory=list)
+
+
+def compare(
+    name: str = "smollm2",
+    methods: list[str] | None = None,
+    text: str | None = None,
+    calibration: str | None = None,
+    windows: int = 24,
+    context: int = 512,
+    calibration_windows: int = 16,
+    protocol: str = "llama.cpp",
+    progress: bool = True,
+    on_line=None,
+) -> Table:
+    """Measure the unquantized model and every row of the methods.
+
+    Parameters
+    ----------
+    name : str
+        Anything that `models.load` takes.
+    methods : list of str, optional
+        Only the rows of these methods ("gptq"), or single rows by label ("GPTQ int4-g128").
+    text, calibration : str, optional
+        Files to use instead of the built-in texts. They must differ.
+    on_line : callable, optional
+        Called with each `Line` as soon as it is measured.
+
+    Raises
+    ------
+    UnknownName, BadInput, BadFile, Unavailable
+    """
+    rows = choose_rows(methods)
+    if text is not None and calibration is not None and Path(text).resolve() == Path(calibration).resolve():
+        raise BadInput(f"{text} would be both calibration and evaluation text; they must differ")
+    import torch
+
+    from refquant import models
+
+    evaluation, learned = texts.evaluation(text), texts.calibration(calibration)
+    model, tokenizer = models.load(name, progress=progress)
+    ids = token_ids(tokenizer, evaluation)
+    samples = evaluate.cut_windows(token_ids(tokenizer, learned), context, calibration_windows)
+    windows = min(windows, len(ids) // context)
+
+    def measure(candidate, label, **options):
+        with tqdm(total=windows, desc=f"score {label}", unit="window", disable=not progress, leave=False) as bar:
+            return evaluate.score(candidate, ids, protocol, context, windows, progress=bar.update, **options)
+
+    bos = first_token(tokenizer)
+    reference = measure(model, "unquantized", keep=True, bos=bos)
+    parameters = sum(p.numel() for p in model.parameters())
+    table = Table(
+        model=name,
+        protocol=protocol,
+        context=context,
+        windows=windows,
+        evaluation_text=evaluation.name,
+        calibration_text=learned.name,
+        calibration_tokens=samples.size,
+        notes=models.caveats(name),
+        machine={
+            "date": time.strftime("%Y-%m-%d"),
+            "processor": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+    )
+
+    def add(line):
+        table.lines.append(line)
+        if on_line:
+            on_line(line)
+
+    add(_line("Unquantized (BF16)", reference, 16.0, 2 * parameters, None, "GPU", "When memory allows"))
+    for row in rows:
+        candidate = copy.deepcopy(model)
+        try:
+            report = models.quantize(candidate, row.method, row.grid, samples, progress=progress)
+        except BadInput as problem:  # a method that does not know this architecture; said under the table
+            table.notes.append(f"{row.label} left out: {problem}.")
+            continue
+        if report.fallbacks:
+            table.notes.append(
+                f"{row.label}: {report.fallbacks} matrices have rows that its own type cannot hold and fell back to a "
+                "larger one (`refquant inspect` and the mix's plan show which)."
+            )
+        scores = measure(candidate, row.label, reference=reference, bos=bos)
+        add(
+            _line(
+                row.label,
+                scores,
+                report.bits_per_weight,
+                report.model_bytes,
+                report.seconds,
+                row.hardware,
+                row.use_case,
+            )
+        )
+    return table
+
+
+def choose_rows(methods: list[str] | None) -> list[registry.Row]:
+    """Rows by method name or label, in the table's order; raise `UnknownName` for one that does not exist."""
+    rows = registry.rows()
+    if methods is None:
+        return rows
+    known = {row.method for row in rows} | {row.label for row in rows}
+    for wanted in methods:
+        if wanted not in known:
+            raise UnknownName("method", wanted, sorted(known))
+    return [row for row in rows if row.method in methods or row.label in methods]
+
+
+def token_ids(tokenizer, text: texts.Text) -> np.ndarray:
+    """Token ids of a text, without special tokens, int64 [tokens]."""
+    return np.array(tokenizer(text.text, add_special_tokens=False, verbose=False).input_ids, np.int64)
+
+
+def first_token(tokenizer) -> int | None:
+    """Return the token that this tokenizer puts before every text, if it does."""
+    ids = tokenizer("a").input_ids
+    return ids[0] if tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id] else None
+
+
+def _line(label, scores, bits, size, seconds, hardware, use_case) -> Line:
+    return Line(
+        label=label,
+        bits_per_weight=bits,
+        model_bytes=size,
+        perplexity=scores.perplexity,
+        perplexity_stderr=scores.perplexity_stderr,
+        kl=scores.kl_mean,
+        kl_stderr=scores.kl_stderr,
+        top_token_agreement=scores.agreement,
+        seconds=seconds,
+        hardware=hardware,
+        use_case=use_case,
+    )
+
+
+HEADER = ("Method", "bits/weight", "size MB", "perplexity", "KL, nats", "seconds", "Hardware", "Use case")
+WIDTHS = (20, 11, 8, 16, 9, 8, 9, 0)
+
+
+def render_row(cells) -> str:
+    """One row of the printed table."""
+    text, *numbers, hardware, use_case = cells
+    middle = "  ".join(f"{cell:>{width}}" for cell, width in zip(numbers, WIDTHS[1:6], strict=True))
+    return f"{text:<{WIDTHS[0]}}  {middle}  {hardware:<{WIDTHS[6]}}  {use_case}"
+
+
+def render_line(line: Line) -> str:
+    """A measured row as printed: perplexity with its standard error, KL in nats per token, size in 10^6 bytes."""
+    return render_row(
+        (
+            line.label,
+            f"{line.bits_per_weight:.3f}",
+            f"{line.model_bytes / 1e6:.1f}",
+            f"{line.perplexity:.3f} ± {line.perplexity_stderr:.2f}",
+            "-" if line.kl is None else f"{line.kl:.4f}",
+            "-" if line.seconds is None else f"{line.seconds:.1f}",
+            line.hardware,
+            line.use_case,
+        )
+    )
+
+
+def render_notes(table: Table) -> str:
+    """What stands under the table: protocol, texts, and what the numbers cannot say."""
+    return "\n".join(
+        [
+            f"Perplexity: protocol {table.protocol}, {table.windows} windows of {table.context} tokens of "
+            f"{table.evaluation_text}; KL from the unquantized model on the same tokens.",
+            f"Calibration: {table.calibration_tokens} tokens of {table.calibration_text}.",
+            "Bits per weight are those of the quantized matrices, scales and zero-points included. The size counts "
+            "what stays at 16 bits a parameter; the GGUF rows quantize the embedding and output layer as well.",
+            *table.notes,
+        ]
+    )
+
+
+def write_json(table: Table, path: str) -> None:
+    """Write the table as JSON, whole or not at all."""
+    part = Path(f"{path}.part")
+    try:
+        part.write_text(json.dumps(asdict(table), indent=2) + "\n", encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_plot(table: Table, path: str) -> None:
+    """Draw perplexity (log axis) against bits per weight as a PNG, whole or not at all."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    base, *lines = table.lines
+    markers = "os^Dv<>P"
+    names = list(dict.fromkeys(line.label.split()[0] for line in lines))
+    for name, marker in zip(names, markers * len(names), strict=False):
+        chosen = [line for line in lines if line.label.split()[0] == name]
+        axes.errorbar(
+            [line.bits_per_weight for line in chosen],
+            [line.perplexity for line in chosen],
+            yerr=[line.perplexity_stderr for line in chosen],
+            marker=marker,
+            linestyle="none",
+            capsize=3,
+            label=name,
+        )
+    axes.axhline(base.perplexity, color="0.4", linestyle="--", linewidth=1, label=base.label)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    axes.set_xlabel("bits per weight (scales and zero-points included)")
+    axes.set_ylabel(f"perplexity, {table.protocol} protocol (lower is better)")
+    axes.set_title(f"{table.model}: what each bit buys")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    part = Path(f"{path}.part")
+    try:
+        figure.savefig(part, format="png", dpi=150)
+        part.replace(path)
+    finally:
+        pyplot.close(figure)
+        part.unlink(missing_ok=True)

@@ -1,0 +1,11 @@
+"""How much a quantized model lost. Every number comes with the protocol that makes it comparable.
+
+layer        relative squared error of one layer's output
+perplexity   named protocols, standard errors, KL divergence from the unquantized model
+texts        evaluation and calibration text that every Python installation already holds
+"""
+
+from refquant.evaluate.layer import layer_error
+from refquant.evaluate.perplexity import PROTOCOLS, Scores, cut_windows, perplexity, score
+
+__all__ = ["PROTOCOLS", "Scores", "cut_windows", "layer_error", "perplexity", "score"]

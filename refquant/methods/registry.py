@@ -1,0 +1,76 @@
+"""The methods by name, and the rows that each adds to the lesson's table. Methods register themselves when imported."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from refquant.errors import UnknownName
+from refquant.quantized import Quantized
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table that `refquant compare` prints: what to run, and the lesson's two columns about its use."""
+
+    label: str
+    method: str
+    grid: str
+    hardware: str
+    use_case: str
+
+
+@dataclass
+class LayerInputs:
+    """What calibration learned about the inputs x [tokens, in] of one Linear layer. Holds only what a method needs.
+
+    hessian : `gptq.Hessian`, whose `H` [in, in] is 2/tokens times the sum of x xᵀ.
+    mean_square : float64 [in], mean of x²: the importance of each column.
+    mean_abs : float64 [in], mean of |x|: AWQ's measure of a channel.
+    x : float32 [tokens, in], a sample.
+    """
+
+    tokens: int = 0
+    hessian: object | None = None
+    mean_square: np.ndarray | None = None
+    mean_abs: np.ndarray | None = None
+    x: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """How one Linear layer is quantized: `layer(w, grid, inputs, **options) -> Quantized`.
+
+    `needs` names the `LayerInputs` fields that calibration must fill; empty for a method that looks at weights only.
+    """
+
+    name: str
+    layer: Callable[..., Quantized]
+    needs: frozenset[str] = frozenset()
+    rows: tuple[Row, ...] = field(default=())
+
+
+_METHODS: dict[str, Method] = {}
+
+
+def register_method(method: Method) -> Method:
+    """Add a method; its rows appear in the table in the order of registration."""
+    _METHODS[method.name] = method
+    return method
+
+
+def find_method(name: str) -> Method:
+    """Return the method called `name`; raise `UnknownName`, which lists the known ones."""
+    if name not in _METHODS:
+        raise UnknownName("method", name, _METHODS)
+    return _METHODS[name]
+
+
+def rows() -> list[Row]:
+    """Every row of the table, in the order in which the methods were registered."""
+    return [row for method in _METHODS.values() for row in method.rows]
+
+
+def gpu_rows(method: str, label: str, use_cases: dict[str, str]) -> tuple[Row, ...]:
+    """Rows for the grids of a method whose checkpoints GPU servers load."""
+    return tuple(Row(f"{label} {grid}", method, grid, "GPU", use_case) for grid, use_case in use_cases.items())

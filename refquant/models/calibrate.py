@@ -1,0 +1,145 @@
+"""Calibration, one block at a time: what each Linear layer's inputs look like, and the inputs of the next block.
+
+The activations that enter the first block are taken from one pass through the model. After that every block is run by
+itself, so memory holds one block's statistics and one set of activations, never those of the whole model.
+"""
+
+from collections.abc import Iterable
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+from refquant.errors import BadInput
+from refquant.evaluate import cut_windows, texts
+from refquant.methods import gptq
+from refquant.methods.registry import LayerInputs
+from refquant.models.walk import blocks, linears
+
+
+def default_calibration(tokenizer, windows: int = 16, context: int = 512) -> np.ndarray:
+    """Token ids [windows, context] of the built-in calibration text."""
+    ids = tokenizer(texts.calibration().text, add_special_tokens=False, verbose=False).input_ids
+    return cut_windows(ids, context, windows)
+
+
+class _Stop(Exception):
+    """Ends a forward pass once the last block's arguments are known."""
+
+
+class Stream:
+    """Activations on their way through the blocks.
+
+    Parameters
+    ----------
+    model : causal LM
+    ids : int [windows, context]
+        Calibration windows.
+    batch : int
+        Windows run at a time.
+    """
+
+    def __init__(self, model: nn.Module, ids: np.ndarray, batch: int = 4):
+        ids = np.asarray(ids)
+        if ids.ndim != 2 or not ids.size:
+            raise BadInput(
+                f"calibration: expected token ids [windows, context] with at least one window, got {ids.shape}"
+            )
+        self.hidden: list[torch.Tensor] = []
+        self.arguments: dict[int, list[tuple[tuple, dict]]] = {}  # by batch size: each block's other arguments
+        device = next(model.parameters()).device
+        for part in torch.from_numpy(ids.astype(np.int64)).split(batch):
+            self._enter(model, part.to(device))
+
+    def _enter(self, model, ids):
+        """Run the model once; keep what enters the first block and, once per batch size, each block's arguments.
+
+        They differ between blocks where window attention alternates (Gemma 3), so each block's own are kept.
+        """
+        captured, size = [], len(ids)
+        layers = blocks(model)
+        last = len(layers) - 1 if size not in self.arguments else 0
+
+        def hook(index):
+            def capture(module, args, kwargs):
+                kwargs = dict(kwargs)
+                hidden = args[0] if args else kwargs.pop("hidden_states")
+                captured.append((args[1:], kwargs))
+                if index == 0:
+                    self.hidden.append(hidden)
+                if index == last:
+                    raise _Stop
+
+            return capture
+
+        handles = [b.register_forward_pre_hook(hook(i), with_kwargs=True) for i, b in enumerate(layers)]
+        try:
+            with torch.no_grad():
+                model(ids, use_cache=False)
+        except _Stop:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.arguments.setdefault(size, captured)
+
+    def run(self, block: nn.Module, index: int, batches: int | None = None) -> Iterable[torch.Tensor]:
+        """Yield the block's output for each batch of activations (the first `batches` of them)."""
+        for hidden in self.hidden[:batches]:
+            args, kwargs = self.arguments[len(hidden)][index]
+            with torch.no_grad():
+                out = block(hidden, *args, **kwargs)
+            yield out[0] if isinstance(out, tuple) else out
+
+    def advance(self, block: nn.Module, index: int) -> None:
+        """Replace the activations by the block's outputs: the inputs of the next block."""
+        self.hidden = list(self.run(block, index))
+
+
+@contextmanager
+def watch(block: nn.Module, needs: frozenset[str], sample: int = 4096):
+    """Collect, while the block runs, what `needs` names of each Linear layer's inputs; yields {layer: LayerInputs}.
+
+    Layers that share one input tensor (q, k, v) share one `LayerInputs`. `sample` bounds the tokens kept for "x".
+    """
+    layers = linears(block)
+    collected = {name: LayerInputs() for name in layers}
+    current: tuple | None = None  # the input tensor seen last, and the layer that received it first
+
+    def hook(name):
+        def look(module, args):
+            nonlocal current
+            if current is not None and current[0] is args[0]:
+                collected[name] = collected[current[1]]
+                return
+            current = (args[0], name)
+            _accumulate(collected[name], args[0].detach().flatten(0, -2).float().cpu().numpy(), needs, sample)
+
+        return look
+
+    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        yield collected
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _accumulate(inputs: LayerInputs, x: np.ndarray, needs: frozenset[str], sample: int) -> None:
+    """Update the running means with x [tokens, in]."""
+    if not np.isfinite(x).all():
+        raise BadInput("calibration: a layer received NaN or infinite activations; the model or the text is broken")
+    inputs.tokens += len(x)
+    share = len(x) / inputs.tokens
+    if "hessian" in needs:
+        inputs.hessian = inputs.hessian or gptq.Hessian(x.shape[1])
+        inputs.hessian.add(x)
+    for name, values in (("mean_square", np.square), ("mean_abs", np.abs)):
+        if name in needs:
+            old, new = getattr(inputs, name), values(x).mean(axis=0, dtype=np.float64)
+            setattr(inputs, name, new if old is None else old * (1 - share) + new * share)
+    if "x" in needs:
+        room = sample - (0 if inputs.x is None else len(inputs.x))
+        if room > 0:
+            inputs.x = x[:room] if inputs.x is None else np.concatenate([inputs.x, x[:room]])

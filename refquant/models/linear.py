@@ -1,0 +1,47 @@
+"""QuantLinear: a Linear layer whose weights are quantized arrays."""
+
+import torch
+from torch import nn
+
+from refquant import ops
+from refquant.quantized import Quantized
+
+
+class QuantLinear(nn.Module):
+    """y = x Ŵᵀ + b, computed from a `Quantized` matrix.
+
+    Parameters
+    ----------
+    quantized : Quantized
+        Weights [out, in].
+    bias : torch.Tensor [out], optional
+    backend : str
+        A backend of `refquant.matmul`: "numpy", "numba", "cuda". Or "dense": dequantize once, keep the float weights
+        and multiply with torch: the same numbers for evaluation, at the memory of the unquantized layer.
+    """
+
+    def __init__(self, quantized: Quantized, bias: torch.Tensor | None = None, backend: str = "dense"):
+        super().__init__()
+        self.quantized = quantized
+        self.out_features, self.in_features = quantized.shape
+        self.register_buffer("bias", None if bias is None else bias.detach())
+        self.register_buffer("_dense", None, persistent=False)
+        self.backend = backend
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map x [..., in] to [..., out], in x's dtype."""
+        if self.backend == "dense":
+            return nn.functional.linear(x, self.dense(x), self.bias)
+        y = ops.matmul(x.detach().float().cpu().numpy(), self.quantized, backend=self.backend)
+        y = torch.from_numpy(y).to(x)
+        return y if self.bias is None else y + self.bias
+
+    def dense(self, like: torch.Tensor) -> torch.Tensor:
+        """Dequantized weights [out, in] in the dtype and on the device of `like`, computed once."""
+        if self._dense is None or self._dense.dtype != like.dtype or self._dense.device != like.device:
+            self._dense = torch.from_numpy(ops.dequantize(self.quantized)).to(like)
+        return self._dense
+
+    def extra_repr(self) -> str:
+        """Shown in the model's printout."""
+        return f"{self.quantized!r}, bias={self.bias is not None}, backend={self.backend}"

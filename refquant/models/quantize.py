@@ -1,0 +1,104 @@
+"""Quantize the Linear layers of a model, block by block; each block is calibrated on the blocks already quantized."""
+
+import time
+
+import numpy as np
+from tqdm import tqdm
+
+from refquant.errors import BadInput
+from refquant.evaluate.layer import layer_error
+from refquant.grids import as_grid, check_weights
+from refquant.methods.registry import find_method
+from refquant.models import absorb, walk
+from refquant.models.calibrate import Stream, watch
+from refquant.models.linear import QuantLinear
+from refquant.models.mix import quantize_mix
+from refquant.models.report import Layer, Report
+from refquant.ops import dequantize
+
+
+def quantize(
+    model,
+    method: str = "gptq",
+    grid="int4-g128",
+    calibration: np.ndarray | None = None,
+    progress: bool = False,
+    backend: str = "dense",
+    batch: int = 4,
+    **options,
+) -> Report:
+    """Quantize every Linear layer of the decoder blocks in place; embedding, norms and the output layer stay.
+
+    Parameters
+    ----------
+    model : causal LM
+        Changed: its Linear layers become `QuantLinear`.
+    method : str
+        "rtn", "gptq", "awq", ...: see `refquant.methods.registry`. "gguf": the mix named by `grid`, see
+        `models.mix.quantize_mix`, which takes the embedding and the output layer as well.
+    grid : str or grid
+        Such as "int4-g128"; for "gguf" a mix, such as "Q4_K_M".
+    calibration : int [windows, context], optional
+        Token ids; needed by the methods that look at activations.
+    progress : bool
+        Show a bar over the blocks.
+    backend : str
+        Of the `QuantLinear` layers.
+    batch : int
+        Calibration windows run at a time.
+    options
+        For the method, such as `act_order=True`.
+
+    Raises
+    ------
+    BadInput
+        No calibration where it is needed, or NaN in weights (found before anything is changed; the message names the
+        layer), or NaN in activations (the model is then to be loaded anew).
+    """
+    entry = find_method(method)
+    if method == "gguf":
+        return quantize_mix(model, grid, progress=progress, backend=backend, **options)
+    grid = as_grid(grid)
+    if entry.needs and calibration is None:
+        raise BadInput(f"{method} needs calibration tokens [windows, context]")
+    began = time.perf_counter()
+    report = Report(method, grid.name)
+    prepare = absorb.PREPARE.get(method)
+    model.requires_grad_(False)
+    layers = walk.blocks(model)
+    for index, block in enumerate(layers):  # before anything is changed
+        for name, layer in walk.linears(block).items():
+            check_weights(walk.weight_array(layer), f"block {index} {name}")
+    stream = Stream(model, calibration, batch) if entry.needs else None
+    bar = tqdm(layers, desc=f"{method} {grid.name}", unit="block", disable=not progress, leave=False)
+    for index, block in enumerate(bar):
+        inputs = {}
+        if stream:
+            with watch(block, entry.needs) as inputs:
+                for _ in stream.run(block, index):
+                    pass
+            if prepare:
+                inputs = prepare(block, index, stream, inputs, grid, **options)
+        for name, layer in walk.linears(block).items():
+            run = {} if prepare else options
+            q = _quantize_layer(report, f"block {index} {name}", layer, entry, grid, inputs.get(name), run)
+            walk.replace(block, name, QuantLinear(q, layer.bias, backend))
+        if stream:
+            stream.advance(block, index)
+    biases = (m.bias for m in model.modules() if isinstance(m, QuantLinear) and m.bias is not None)
+    report.other_bytes = 2 * sum(p.numel() for p in [*model.parameters(), *biases])
+    report.seconds = time.perf_counter() - began
+    return report
+
+
+def _quantize_layer(report, name, layer, entry, grid, inputs, options):
+    w = walk.weight_array(layer)
+    try:
+        q = entry.layer(w, grid, inputs, **options)
+    except BadInput as problem:
+        raise BadInput(f"{name}: {problem}") from problem
+    error = None
+    if inputs is not None and inputs.hessian is not None:
+        error = layer_error(w, dequantize(q), inputs.hessian.H)
+    report.layers.append(Layer(name, q.format, q.shape, q.nbytes, error))
+    return q

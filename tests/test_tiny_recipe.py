@@ -1,4 +1,4 @@
-"""The recipe of the bundled model: readers, cleaning, splits, tokenizer, training. Small texts and micro models only."""
+"""The recipe of the bundled model: readers, cleaning, splits, tokenizer, training; on small texts and micro models."""
 
 import json
 
@@ -44,18 +44,53 @@ def test_rst_keeps_prose_and_drops_code():
     ]
 
 
+MARKDOWN = """# Head
+Text with `code`
+and [a link](u).
+
+```sh
+ls
+```
+"""
+POD = """=head1 NAME
+
+Use L<open|perlfunc> or C<< $a->b >>.
+
+  code
+
+=cut
+
+no
+"""
+HTML = "<h1>A</h1><p>x &lt; <b>y</b></p><pre>no</pre><p>see <xref linkend='z'/>.</p>"
+PYTHON = '''x = """no"""
+def f():
+    """First line is long enough to be kept here.
+
+    Second one of them.
+    """
+'''
+JAVA = """/** Returns {@code x} now.
+ * @param y no
+ */
+// One line
+// and two.
+code // no
+"""
+JSON = '{"a": {"documentation": "<p>One.</p><p>Two.</p>"}, "description": "Three `x`."}'
+
+
 @pytest.mark.parametrize(
     ("reader", "text", "want"),
     [
-        (extract.markdown, "# Head\nText with `code`\nand [a link](u).\n\n```sh\nls\n```\n", "Head|Text with code and a link."),
-        (extract.pod, "=head1 NAME\n\nUse L<open|perlfunc> or C<< $a->b >>.\n\n  code\n\n=cut\n\nno\n", "Name|Use open or $a->b."),
-        (extract.tags, "<h1>A</h1><p>x &lt; <b>y</b></p><pre>no</pre><p>see <xref linkend='z'/>.</p>", "A|x < y|see that section."),
-        (extract.docstrings, 'x = """no"""\ndef f():\n    """First line is long enough to be kept here.\n\n    Second one of them.\n    """\n',
-         "First line is long enough to be kept here.|Second one of them."),
-        (extract.comments, "/** Returns {@code x} now.\n * @param y no\n */\n// One line\n// and two.\ncode // no\n", "Returns x now.|One line and two."),
-        (extract.described, '{"a": {"documentation": "<p>One.</p><p>Two.</p>"}, "description": "Three `x`."}', "One.|Two.|Three x."),
+        (extract.markdown, MARKDOWN, "Head|Text with code and a link."),
+        (extract.pod, POD, "Name|Use open or $a->b."),
+        (extract.tags, HTML, "A|x < y|see that section."),
+        (extract.docstrings, PYTHON, "First line is long enough to be kept here.|Second one of them."),
+        (extract.comments, JAVA, "Returns x now.|One line and two."),
+        (extract.described, JSON, "One.|Two.|Three x."),
     ],
-)  # fmt: skip
+)
 def test_a_reader_gives_paragraphs(reader, text, want):
     assert "|".join(t for _, t in reader(text)) == want
 

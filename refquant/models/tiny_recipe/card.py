@@ -1,9 +1,10 @@
 """Finish the model folder: config files, notices, loss curve, measurements and the model card.
 
-`python -m refquant.models.tiny_recipe.card FOLDER RUN MODEL [--smollm2 FILE.gguf]`
+`python -m refquant.models.tiny_recipe.card FOLDER MODEL RUN [RUN ...] [--smollm2 FILE.gguf] [--abandoned RUN]`
 
-FOLDER is what `gather` and `encode` wrote, RUN what `train` wrote, MODEL the model's folder, which holds the tokenizer
-and the tokens already. Every number in the card is computed here and kept in MODEL/measured.json; none is typed.
+FOLDER is what `gather` and `encode` wrote, MODEL the model's folder, which holds the tokenizer and the tokens already,
+RUN what `train` wrote: several where each started from the weights of the one before it. Every number in the card is
+computed here and kept in MODEL/measured.json; none is typed.
 """
 
 import argparse
@@ -37,21 +38,28 @@ def write_configs(config: dict, model: Path):
     GenerationConfig(**ends, pad_token_id=0).save_pretrained(model)
 
 
-def draw(history: dict, path: Path):
-    """The loss curve as a picture."""
+def draw(stages: list[dict], abandoned: dict | None, path: Path):
+    """The loss curve as a picture: the stages one after the other, each from the step the next one started at."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    train, held = np.array(history["train"]), np.array(history["validation"])
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    axes.plot(train[:, 1] / 1e6, train[:, 2], lw=0.8, label="training (mean since the point before)")
-    axes.plot(held[:, 1] / 1e6, held[:, 2], lw=1.8, label="validation")
-    low = min(held[:, 2].min(), train[:, 2].min())
-    axes.set(xlabel="million tokens seen", ylabel="nats per token", ylim=(low - 0.1, low + 1.6), xlim=(0, None))
     rate = axes.twinx()
-    rate.plot(train[:, 1] / 1e6, train[:, 3], lw=0.8, color="grey", ls=":")
+    offset, low = 0.0, np.inf
+    if abandoned:
+        held = np.array(abandoned["validation"])
+        axes.plot(held[:, 1] / 1e6, held[:, 2], lw=1, color="C1", alpha=0.4, label="validation, had stage 1 gone on")
+    for i, stage in enumerate(stages):
+        train, held = (np.array([p for p in stage[k] if p[0] <= stage["best"][0]]) for k in ("train", "validation"))
+        tokens = offset + train[:, 1] / 1e6
+        labels = [None, None] if i else ["training (mean since the point before)", "validation"]
+        axes.plot(tokens, train[:, 2], lw=0.8, color="C0", label=labels[0])
+        axes.plot(offset + held[:, 1] / 1e6, held[:, 2], lw=1.8, color="C1", label=labels[1])
+        rate.plot(tokens, train[:, 3], lw=0.8, color="grey", ls=":")
+        offset, low = tokens[-1], min(low, held[:, 2].min(), train[:, 2].min())
+    axes.set(xlabel="million tokens seen", ylabel="nats per token", ylim=(low - 0.1, low + 1.4), xlim=(0, None))
     rate.set(ylabel="learning rate (dotted)", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
@@ -61,14 +69,15 @@ def draw(history: dict, path: Path):
 
 def perplexities(model, tokenizer, ids: np.ndarray, context: int) -> dict:
     """Perplexity, its standard error and bits per byte under both protocols."""
-    from refquant.evaluate import perplexity
+    from refquant.evaluate.perplexity import PROTOCOLS, Scores, cut_windows, first_scored, score
 
+    windows = cut_windows(ids, context)
+    all_nll = score(model, ids, "huggingface", context).nll.reshape(len(windows), -1)  # [windows, context - 1]
     out = {}
-    for protocol in perplexity.PROTOCOLS:
-        scores = perplexity.score(model, ids, protocol, context)
-        windows = perplexity.cut_windows(ids, context)
-        scored = windows[:, perplexity.first_scored(protocol, context) + 1 :]
-        size = sum(len(tokenizer.decode(w, skip_special_tokens=True).encode()) for w in scored)
+    for protocol in PROTOCOLS:
+        start = first_scored(protocol, context)
+        scores = Scores(protocol, context, all_nll[:, start:].reshape(-1))
+        size = sum(len(tokenizer.decode(w[start + 1 :], skip_special_tokens=True).encode()) for w in windows)
         out[protocol] = {
             "perplexity": scores.perplexity,
             "standard_error": scores.perplexity_stderr,
@@ -131,10 +140,12 @@ def samples(model, tokenizer, length: int = 80) -> list[dict]:
     return out
 
 
-def measure(folder: Path, model_folder: Path, smollm2: Path | None) -> dict:
+def measure(model_folder: Path, smollm2: Path | None) -> dict:
     """Everything that the card states about the stored model."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from refquant.evaluate.perplexity import score
 
     began = time.time()
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32, local_files_only=True).eval()
@@ -143,6 +154,7 @@ def measure(folder: Path, model_folder: Path, smollm2: Path | None) -> dict:
     with np.load(model_folder / "tokens.npz") as file:
         ids = {part: file[part] for part in PARTS}
     context = model.config.max_position_embeddings
+    first = score(model, ids["evaluation"], "llama.cpp", context, windows=16)
     text = {part: tokenizer.decode(ids[part].tolist(), skip_special_tokens=True) for part in PARTS}
     measured = {
         "sha256": hashlib.sha256((model_folder / "model.safetensors").read_bytes()).hexdigest(),
@@ -151,6 +163,7 @@ def measure(folder: Path, model_folder: Path, smollm2: Path | None) -> dict:
         "loading_seconds": loading,
         "characters_per_token": {part: len(text[part]) / len(ids[part]) for part in PARTS},
         "evaluation": perplexities(model, tokenizer, ids["evaluation"], context),
+        "first_windows": {"windows": 16, "perplexity": first.perplexity},
         "activations": activations(model, ids["calibration"], context),
         "samples": samples(model, tokenizer),
     }
@@ -182,25 +195,27 @@ def main():
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("run", type=Path)
     parser.add_argument("model", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--smollm2", type=Path, help="SmolLM2's GGUF file, for the comparison of activations")
+    parser.add_argument("--abandoned", type=Path, help="the first run continued to its end, shown in the picture")
     args = parser.parse_args()
-    history = json.loads((args.run / "history.json").read_text())
+    stages = [json.loads((run / "history.json").read_text()) for run in args.runs]
+    abandoned = json.loads((args.abandoned / "history.json").read_text()) if args.abandoned else None
     manifest = json.loads((args.folder / "manifest.json").read_text())
-    if args.run.resolve() != args.model.resolve():
-        shutil.copy(args.run / "model.safetensors", args.model / "model.safetensors")
-    write_configs(history["config"], args.model)
-    draw(history, args.model / "loss.png")
+    shutil.copyfile(args.runs[-1] / "model.safetensors", args.model / "model.safetensors")
+    write_configs(stages[-1]["config"], args.model)
+    draw(stages, abandoned, args.model / "loss.png")
+    (args.model / "history.json").write_text(json.dumps({"stages": stages, "abandoned": abandoned}))
     for part in PARTS:
         manifest["parts"][part]["names"] = (args.folder / "text" / f"{part}.names.txt").read_text().split("\n")[:-1]
     for part, entry in manifest["parts"].items():
         entry["tokens"] = (args.folder / "tokens" / f"{part}.u16").stat().st_size // 2
     (args.model / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     (args.model / "NOTICE").write_text(notice(manifest))
-    measured = measure(args.folder, args.model, args.smollm2)
+    measured = measure(args.model, args.smollm2)
     (args.model / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
-    (args.model / "README.md").write_text(card_text.card(history, manifest, measured))
+    (args.model / "README.md").write_text(card_text.card(stages, abandoned, manifest, measured))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ in a GGUF file. <|endoftext|> is id 0 and serves as beginning and end; encoding 
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,11 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int = 512):
         model_max_length=context,
         clean_up_tokenization_spaces=False,
     ).save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config.pop("backend", None)
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that transformers 4 knows too
+    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def encode(tokenizer: Tokenizer, documents: list[str], at_once: int = 2000) -> np.ndarray:

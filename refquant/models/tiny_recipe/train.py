@@ -231,7 +231,7 @@ def train(tokens: Path, out: Path, config: Config, a) -> dict:
     earlier = history.get("seconds", 0.0)
 
     def checkpoint():
-        history["seconds"] = earlier + time.time() - began
+        history["seconds"], history["steps"] = earlier + time.time() - began, steps
         saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "done": done, "steps": steps}
         torch.save(saved | {"best": best, "history": history}, out / "checkpoint.part")
         (out / "checkpoint.part").replace(out / "checkpoint.pt")
@@ -262,7 +262,7 @@ def train(tokens: Path, out: Path, config: Config, a) -> dict:
         shown.append(loss.detach())
         done, measured = done + 1, measured + 1
         last = done == steps
-        stop = a.stop_after and time.time() - began > a.stop_after
+        stop = done == a.stop_at or (a.stop_after and time.time() - began > a.stop_after)
         if done % a.every == 0 or last or stop:
             seen = done * a.batch * config.max_position_embeddings
             history["train"].append([done, seen, float(torch.stack(shown).mean()), rate])
@@ -294,6 +294,7 @@ def arguments(argv=None):
     p.add_argument("--steps", type=int, help="how many steps; without it, as many as fit into --minutes")
     p.add_argument("--minutes", type=float, default=10.0)
     p.add_argument("--stop-after", type=float, default=0, help="seconds after which to save and stop; see --resume")
+    p.add_argument("--stop-at", type=int, help="the step after which to save and stop")
     p.add_argument("--resume", action="store_true", help="go on from OUT/checkpoint.pt where it exists")
     p.add_argument("--batch", type=int, default=512, help="windows a step")
     p.add_argument("--peak", type=float, default=4e-3, help="highest learning rate")

@@ -29,6 +29,8 @@ class Line:
     model_bytes: int
     perplexity: float
     perplexity_stderr: float
+    perplexity_change: float | None
+    perplexity_change_stderr: float | None
     kl: float | None
     kl_stderr: float | None
     top_token_agreement: float | None
@@ -54,13 +56,13 @@ class Table:
 
 
 def compare(
-    name: str = "smollm2",
+    name: str = "tiny",
     methods: list[str] | None = None,
     text: str | None = None,
     calibration: str | None = None,
     windows: int = 24,
     context: int = 512,
-    calibration_windows: int = 16,
+    calibration_windows: int | None = None,
     protocol: str = "llama.cpp",
     progress: bool = True,
     on_line=None,
@@ -89,17 +91,18 @@ def compare(
 
     from refquant import models
 
-    evaluation, learned = texts.evaluation(text), texts.calibration(calibration)
+    for file in filter(None, (text, calibration)):
+        texts.read(file)  # refused before a model is loaded
     model, tokenizer = models.load(name, progress=progress)
-    ids = token_ids(tokenizer, evaluation)
-    samples = evaluate.cut_windows(token_ids(tokenizer, learned), context, calibration_windows)
-    windows = min(windows, len(ids) // context)
+    evaluation = models.data.evaluation(name, tokenizer, text)
+    learned = models.data.calibration(name, tokenizer, calibration, calibration_windows, context)
+    windows = len(evaluate.cut_windows(evaluation.ids, context, windows))
 
     def measure(candidate, label, **options):
         with tqdm(total=windows, desc=f"score {label}", unit="window", disable=not progress, leave=False) as bar:
-            return evaluate.score(candidate, ids, protocol, context, windows, progress=bar.update, **options)
+            return evaluate.score(candidate, evaluation.ids, protocol, context, windows, progress=bar.update, **options)
 
-    bos = first_token(tokenizer)
+    bos = models.data.first_token(tokenizer)
     reference = measure(model, "unquantized", keep=True, bos=bos)
     parameters = sum(p.numel() for p in model.parameters())
     table = Table(
@@ -109,7 +112,7 @@ def compare(
         windows=windows,
         evaluation_text=evaluation.name,
         calibration_text=learned.name,
-        calibration_tokens=samples.size,
+        calibration_tokens=learned.ids.size,
         notes=models.caveats(name),
         machine={
             "date": time.strftime("%Y-%m-%d"),
@@ -130,7 +133,7 @@ def compare(
     for row in rows:
         candidate = copy.deepcopy(model)
         try:
-            report = models.quantize(candidate, row.method, row.grid, samples, progress=progress)
+            report = models.quantize(candidate, row.method, row.grid, learned.ids, progress=progress)
         except BadInput as problem:  # a method that does not know this architecture; said under the table
             table.notes.append(f"{row.label} left out: {problem}.")
             continue
@@ -166,17 +169,6 @@ def choose_rows(methods: list[str] | None) -> list[registry.Row]:
     return [row for row in rows if row.method in methods or row.label in methods]
 
 
-def token_ids(tokenizer, text: texts.Text) -> np.ndarray:
-    """Token ids of a text, without special tokens, int64 [tokens]."""
-    return np.array(tokenizer(text.text, add_special_tokens=False, verbose=False).input_ids, np.int64)
-
-
-def first_token(tokenizer) -> int | None:
-    """Return the token that this tokenizer puts before every text, if it does."""
-    ids = tokenizer("a").input_ids
-    return ids[0] if tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id] else None
-
-
 def _line(label, scores, bits, size, seconds, hardware, use_case) -> Line:
     return Line(
         label=label,
@@ -184,6 +176,8 @@ def _line(label, scores, bits, size, seconds, hardware, use_case) -> Line:
         model_bytes=size,
         perplexity=scores.perplexity,
         perplexity_stderr=scores.perplexity_stderr,
+        perplexity_change=scores.perplexity_change,
+        perplexity_change_stderr=scores.perplexity_change_stderr,
         kl=scores.kl_mean,
         kl_stderr=scores.kl_stderr,
         top_token_agreement=scores.agreement,
@@ -193,25 +187,26 @@ def _line(label, scores, bits, size, seconds, hardware, use_case) -> Line:
     )
 
 
-HEADER = ("Method", "bits/weight", "size MB", "perplexity", "KL, nats", "seconds", "Hardware", "Use case")
-WIDTHS = (20, 11, 8, 16, 9, 8, 9, 0)
+HEADER = ("Method", "bits/weight", "size MB", "perplexity", "change", "KL, nats", "seconds", "Hardware", "Use case")
+WIDTHS = (24, 11, 7, 14, 15, 8, 7, 12)
 
 
 def render_row(cells) -> str:
     """One row of the printed table."""
     text, *numbers, hardware, use_case = cells
-    middle = "  ".join(f"{cell:>{width}}" for cell, width in zip(numbers, WIDTHS[1:6], strict=True))
-    return f"{text:<{WIDTHS[0]}}  {middle}  {hardware:<{WIDTHS[6]}}  {use_case}"
+    middle = "  ".join(f"{cell:>{width}}" for cell, width in zip(numbers, WIDTHS[1:-1], strict=True))
+    return f"{text:<{WIDTHS[0]}}  {middle}  {hardware:<{WIDTHS[-1]}}  {use_case}"
 
 
 def render_line(line: Line) -> str:
-    """A measured row as printed: perplexity with its standard error, KL in nats per token, size in 10^6 bytes."""
+    """A measured row as printed: perplexity and its change with standard errors, KL in nats, size in 10^6 bytes."""
     return render_row(
         (
             line.label,
             f"{line.bits_per_weight:.3f}",
             f"{line.model_bytes / 1e6:.1f}",
             f"{line.perplexity:.3f} ± {line.perplexity_stderr:.2f}",
+            "-" if line.kl is None else f"{line.perplexity_change:+.3f} ± {line.perplexity_change_stderr:.3f}",
             "-" if line.kl is None else f"{line.kl:.4f}",
             "-" if line.seconds is None else f"{line.seconds:.1f}",
             line.hardware,
@@ -225,7 +220,8 @@ def render_notes(table: Table) -> str:
     return "\n".join(
         [
             f"Perplexity: protocol {table.protocol}, {table.windows} windows of {table.context} tokens of "
-            f"{table.evaluation_text}; KL from the unquantized model on the same tokens.",
+            f"{table.evaluation_text}. Change and KL divergence are from the unquantized model on the same tokens; "
+            "each ± is one standard error, that of the change taken token by token.",
             f"Calibration: {table.calibration_tokens} tokens of {table.calibration_text}.",
             "Bits per weight are those of the quantized matrices, scales and zero-points included. The size counts "
             "what stays at 16 bits a parameter; the GGUF rows quantize the embedding and output layer as well.",

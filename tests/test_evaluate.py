@@ -57,6 +57,10 @@ def test_kl_is_the_sum_of_its_definition_and_zero_against_itself():
     zeros = sum(token == 0 for token in [*IDS[:7], *IDS[8:15]])
     assert scores.kl_mean == pytest.approx(zeros * after_zero / 14, abs=2e-4)  # the reference is kept in float16
     assert scores.agreement == 1.0
+    difference = scores.nll - reference.nll
+    assert scores.perplexity_change == pytest.approx(scores.perplexity - reference.perplexity, rel=1e-9)
+    expected = scores.perplexity * difference.std(ddof=1) / math.sqrt(14)
+    assert scores.perplexity_change_stderr == pytest.approx(expected, rel=1e-9)
     same = score(CHAIN, IDS, "huggingface", context=8, reference=reference)
     assert abs(same.kl_mean) < 1e-6
 

@@ -6,15 +6,13 @@ from refquant.evaluate.perplexity import PROTOCOLS
 
 def add_arguments(parser) -> None:
     """Add the options of `refquant compare`."""
-    parser.add_argument(
-        "--model", default="smollm2", help="a name (see `refquant models`), folder, GGUF file or hub id"
-    )
+    parser.add_argument("--model", default="tiny", help="a name (see `refquant models`), folder, GGUF file or hub id")
     parser.add_argument("--methods", help="comma-separated methods (rtn,gptq) or rows ('GPTQ int4-g128'); default: all")
-    parser.add_argument("--text", metavar="FILE", help="evaluation text (default: Python's own language reference)")
-    parser.add_argument("--calibration", metavar="FILE", help="calibration text (default: standard library docstrings)")
+    parser.add_argument("--text", metavar="FILE", help="evaluation text (default: see below)")
+    parser.add_argument("--calibration", metavar="FILE", help="calibration text (default: see below)")
     parser.add_argument("--windows", type=int, default=24, help="evaluation windows (default: %(default)s)")
     parser.add_argument("--context", type=int, default=512, help="tokens in a window (default: %(default)s)")
-    parser.add_argument("--calibration-windows", type=int, default=16, help="default: %(default)s")
+    parser.add_argument("--calibration-windows", type=int, help="default: 64 for tiny, else 32")
     parser.add_argument("--protocol", choices=PROTOCOLS, default="llama.cpp", help="default: %(default)s")
     parser.add_argument(
         "--json", metavar="FILE", help="write the table, unrounded, with all that is needed to repeat it"

@@ -5,14 +5,12 @@ import json
 from tqdm import tqdm
 
 from refquant import evaluate
-from refquant.compare import first_token, token_ids
-from refquant.evaluate import texts
 
 
 def add_arguments(parser) -> None:
     """Add the options of `refquant eval`."""
     parser.add_argument("model", help="a name (see `refquant models`), folder, GGUF file or hub id")
-    parser.add_argument("--text", metavar="FILE", help="default: Python's own language reference")
+    parser.add_argument("--text", metavar="FILE", help="default: the model's own, or Python's language reference")
     parser.add_argument("--protocol", choices=evaluate.PROTOCOLS, default="llama.cpp", help="default: %(default)s")
     parser.add_argument("--context", type=int, default=512, help="tokens in a window (default: %(default)s)")
     parser.add_argument("--windows", type=int, default=24, help="at most so many windows (default: %(default)s)")
@@ -24,14 +22,12 @@ def run(args) -> int:
     """Print perplexity, its standard error and the protocol."""
     from refquant import models
 
-    text = texts.evaluation(args.text)
     model, tokenizer = models.load(args.model, progress=not args.quiet)
-    ids = token_ids(tokenizer, text)
-    windows = min(args.windows, len(ids) // args.context)
+    text = models.data.evaluation(args.model, tokenizer, args.text)
+    windows = len(evaluate.cut_windows(text.ids, args.context, args.windows))
     with tqdm(total=windows, desc="score", unit="window", disable=args.quiet, leave=False) as bar:
-        scores = evaluate.score(
-            model, ids, args.protocol, args.context, windows, bos=first_token(tokenizer), progress=bar.update
-        )
+        bos = models.data.first_token(tokenizer)
+        scores = evaluate.score(model, text.ids, args.protocol, args.context, windows, bos=bos, progress=bar.update)
     result = {
         "model": args.model,
         "perplexity": scores.perplexity,

@@ -6,9 +6,7 @@ import sys
 def add_arguments(parser) -> None:
     """Add the options of `refquant generate`."""
     parser.add_argument("prompt", help="the text to continue")
-    parser.add_argument(
-        "--model", default="smollm2", help="a name (see `refquant models`), folder, GGUF file or hub id"
-    )
+    parser.add_argument("--model", default="tiny", help="a name (see `refquant models`), folder, GGUF file or hub id")
     parser.add_argument("--tokens", type=int, default=64, help="new tokens at most (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: %(default)s)")
     parser.add_argument("--top-p", type=float, default=0.95, help="nucleus, when sampling (default: %(default)s)")
@@ -32,7 +30,7 @@ def run(args) -> int:
             model,
             args.method,
             args.grid,
-            calibration=models.default_calibration(tokenizer),
+            calibration=models.data.calibration(args.model, tokenizer).ids,
             progress=not args.quiet,
             backend=args.backend,
         )

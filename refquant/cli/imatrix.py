@@ -13,16 +13,13 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     """Run the text through the model and write the file, for `refquant quantize --imatrix` and for llama-quantize."""
-    from refquant import evaluate, models
-    from refquant.compare import token_ids
-    from refquant.evaluate import texts
+    from refquant import models
     from refquant.formats import imatrix
     from refquant.models import gguf
 
-    text = texts.calibration(args.text)
     model, tokenizer = models.load(args.model, progress=not args.quiet)
-    ids = evaluate.cut_windows(token_ids(tokenizer, text), args.context, args.windows)
-    found = gguf.importance(model, ids, dataset=text.name, progress=not args.quiet)
+    text = models.data.calibration(args.model, tokenizer, args.text, args.windows, args.context)
+    found = gguf.importance(model, text.ids, dataset=text.name, progress=not args.quiet)
     imatrix.write(args.out, found)
-    print(f"{args.out}: {len(found.entries)} matrices, {ids.size} tokens of {text.name}")
+    print(f"{args.out}: {len(found.entries)} matrices, {text.ids.size} tokens of {text.name}")
     return 0

@@ -10,9 +10,19 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     """List the names, what they are, and whether they lie in the cache already."""
-    from refquant.models import fetch
+    from refquant.models import fetch, tiny
+    from refquant.models.load import TINY
 
     rows = [
+        {
+            "name": "tiny",
+            "description": TINY,
+            "licence": "Apache-2.0",
+            "bytes": (tiny.FOLDER / "model.safetensors").stat().st_size,
+            "source": "in this package",
+            "cached": True,
+        }
+    ] + [
         {
             "name": name,
             "description": wheel.description,

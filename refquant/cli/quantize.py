@@ -22,7 +22,7 @@ def add_arguments(parser) -> None:
     to_folder.add_argument(
         "--calibration", metavar="FILE", help="calibration text (default: standard library docstrings)"
     )
-    to_folder.add_argument("--calibration-windows", type=int, default=16, help="default: %(default)s")
+    to_folder.add_argument("--calibration-windows", type=int, help="default: 64 for tiny, else 32")
     to_folder.add_argument("--context", type=int, default=512, help="tokens in a window (default: %(default)s)")
     to_folder.add_argument("--dtype", default="float16", help="of what stays unquantized (default: %(default)s)")
     to_folder.add_argument("--stream", action="store_true", help="tensor by tensor, for models larger than memory")
@@ -64,9 +64,7 @@ def _to_file(args) -> int:
 
 
 def _to_folder(args) -> int:
-    from refquant import evaluate, models
-    from refquant.compare import token_ids
-    from refquant.evaluate import texts
+    from refquant import models
     from refquant.methods.registry import find_method
 
     method = find_method(args.method)
@@ -74,8 +72,9 @@ def _to_folder(args) -> int:
     model, tokenizer = models.load(args.model, progress=not args.quiet)
     samples = None
     if method.needs:
-        ids = token_ids(tokenizer, texts.calibration(args.calibration))
-        samples = evaluate.cut_windows(ids, args.context, args.calibration_windows)
+        samples = models.data.calibration(
+            args.model, tokenizer, args.calibration, args.calibration_windows, args.context
+        ).ids
     report = models.quantize(model, args.method, grid or "int4-g128-sym", samples, progress=not args.quiet)
     models.save(model, args.out, format=args.format, tokenizer=tokenizer, dtype=args.dtype)
     errors = [layer.error for layer in report.layers if layer.error is not None]

@@ -27,12 +27,16 @@ PROTOCOLS = ("llama.cpp", "huggingface")
 
 @dataclass
 class Scores:
-    """What one pass over the text measured. `nll` holds the negative log-likelihood of each scored token, in nats."""
+    """What one pass over the text measured.
+
+    `nll` holds the negative log-likelihood of each scored token, `reference_nll` the reference model's, in nats.
+    """
 
     protocol: str
     context: int
     nll: np.ndarray
     kl: np.ndarray | None = None
+    reference_nll: np.ndarray | None = None
     agreement: float | None = None
     log_probs: list[np.ndarray] = field(default_factory=list, repr=False)
 
@@ -45,6 +49,19 @@ class Scores:
     def perplexity_stderr(self) -> float:
         """Standard error of the perplexity, taking tokens as independent (as llama.cpp does)."""
         return self.perplexity * float(self.nll.std(ddof=1)) / math.sqrt(len(self.nll))
+
+    @property
+    def perplexity_change(self) -> float | None:
+        """Perplexity above the reference's, on the same tokens."""
+        return None if self.reference_nll is None else self.perplexity - _exp(self.reference_nll.mean())
+
+    @property
+    def perplexity_change_stderr(self) -> float | None:
+        """Standard error of the change: of the difference token by token, so far below that of either perplexity."""
+        if self.reference_nll is None:
+            return None
+        difference = self.nll - self.reference_nll
+        return self.perplexity * float(difference.std(ddof=1)) / math.sqrt(len(difference))
 
     @property
     def kl_mean(self) -> float | None:
@@ -156,6 +173,7 @@ def score(
     scores = Scores(protocol, context, np.concatenate(nll), log_probs=kept)
     if reference is not None:
         scores.kl = np.concatenate(kl)
+        scores.reference_nll = reference.nll
         scores.agreement = float(np.concatenate(same).mean())
     return scores
 

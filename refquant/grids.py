@@ -10,6 +10,7 @@ Letters: n outputs, k inputs, g weights that share a scale.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -164,6 +165,77 @@ class IntGrid:
         return fields if g_idx is None else fields | {"g_idx": g_idx}
 
 
+@dataclass(frozen=True)
+class CodebookGrid:
+    """The levels of a codebook times a scale, one for every `group_size` weights of a row: floats, NF4, MXFP4::
+
+        code   = nearest(w / scale)
+        weight = value(code) * scale
+
+    There is no zero-point; `fit` returns zeros in its place, so that a method works with either kind of grid. A
+    subclass says what the scale of a group is (`scale`), and may hold more of the format's rules.
+
+    Parameters
+    ----------
+    name : str
+        Of the grid, and of the storage format that its codes and scales are packed in.
+    codebook : codebooks.SmallFloat or codebooks.Levels
+    group_size : int or None
+        Weights of a row that share a scale; the last group of a row may be short. None: the whole row.
+    rows : int or None
+        Rows that share a scale too: 1 by default; None, all that `fit` is given.
+
+    Notes
+    -----
+    Leaves out: a choice of scale that lowers the squared error below what the largest weight gives.
+    """
+
+    name: str
+    codebook: object
+    group_size: int | None = None
+    rows: int | None = 1
+
+    starts, group_index = IntGrid.starts, IntGrid.group_index
+
+    def bound(self, w: np.ndarray) -> "CodebookGrid":
+        """Return the grid for the matrix `w`: itself, unless its scales depend on the matrix as a whole (NVFP4)."""
+        return self
+
+    def scale(self, peak: np.ndarray) -> np.ndarray:
+        """Scale of groups whose largest magnitude is `peak`, float32, as stored: it becomes the largest level."""
+        return np.where(peak > 0, np.maximum(peak / np.float32(self.codebook.max), _TINY), np.float32(1))
+
+    def fit(self, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Scale and zeros, float32 [n], of one group `w` [n, g]."""
+        scale = self._scales(np.abs(w).max(axis=1, keepdims=True))[:, 0]
+        return scale, np.zeros_like(scale)
+
+    def fit_groups(self, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Scales and zeros, float32 [n, groups], of every group of `w` [n, k]."""
+        scales = self._scales(np.maximum.reduceat(np.abs(w), self.starts(w.shape[1]), axis=1))
+        return scales, np.zeros_like(scales)
+
+    def _scales(self, peak: np.ndarray) -> np.ndarray:
+        first = np.arange(0, len(peak), self.rows or len(peak))
+        shared = np.maximum.reduceat(peak, first, axis=0)  # [row blocks, groups]
+        return np.repeat(self.scale(shared), np.diff(first, append=len(peak)), axis=0)
+
+    def encode(self, w: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
+        """Codes, uint8 of `w`'s shape; `scale` broadcasts against `w`, `zero` is not used."""
+        return self.codebook.encode(w / scale)
+
+    def decode(self, codes: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
+        """Weights, float32 of the codes' shape."""
+        return self.codebook.decode(codes) * scale
+
+    def fields(self, codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray, g_idx=None) -> dict:
+        """What a method hands to `ops.pack`: codes [n, k] and scales [n, G]; these formats store no order of groups."""
+        if g_idx is not None and not np.array_equal(g_idx, self.group_index(len(g_idx))):
+            raise BadInput(f"{self.name} has no g_idx: its groups are neighbouring columns; use static_groups=True")
+        return {"codes": codes, "scales": scales}
+
+
+_TINY = np.finfo(np.float32).tiny
 _INT_NAME = re.compile(r"int([1-8])-(?:row|g([1-9][0-9]{0,6}))(-sym)?")
 NAMED = tuple(
     f"int{bits}-{groups}{sym}"
@@ -171,16 +243,30 @@ NAMED = tuple(
     for groups in ("g32", "g64", "g128", "row")
     for sym in ("", "-sym")
 )
+_GRIDS: list[tuple[re.Pattern, Callable, tuple[str, ...]]] = []
 
 
-def as_grid(grid) -> IntGrid:
-    """Return a grid from its name (`int4-g128`, `int3-row-sym`), or `grid` itself when it is one already."""
-    if not isinstance(grid, str):
-        if all(hasattr(grid, needed) for needed in ("fit", "encode", "decode")):
-            return grid
-        raise UnknownName("grid", grid, NAMED)
-    match = _INT_NAME.fullmatch(grid)
-    if not match:
-        raise UnknownName("grid", grid, (*NAMED, "int<bits>-g<any group size>[-sym]"))
-    bits, size, sym = match.groups()
+def register_grids(pattern: str, make: Callable, examples: tuple[str, ...]) -> None:
+    """Add grids whose names match `pattern`: `make(*groups of the match)` returns one; errors list the `examples`."""
+    _GRIDS.append((re.compile(pattern), make, examples))
+
+
+def _integer(bits: str, size: str | None, sym: str | None) -> IntGrid:
     return IntGrid(int(bits), int(size) if size else None, sym is not None)
+
+
+register_grids(_INT_NAME.pattern, _integer, (*NAMED, "int<bits>-g<any group size>[-sym]"))
+
+
+def as_grid(grid, w: np.ndarray | None = None):
+    """Return a grid from its name (`int4-g128`, `int3-row-sym`, `nf4`), or `grid` itself when it is one already.
+
+    With the weights `w` [n, k] that it is for, a grid that depends on the matrix as a whole is made for that matrix.
+    """
+    found = grid
+    if isinstance(grid, str):
+        matches = ((make, pattern.fullmatch(grid)) for pattern, make, _ in _GRIDS)
+        found = next((make(*match.groups()) for make, match in matches if match), None)
+    if not all(hasattr(found, needed) for needed in ("fit", "encode", "decode")):
+        raise UnknownName("grid", grid, [name for _, _, examples in _GRIDS for name in examples])
+    return found if w is None or not hasattr(found, "bound") else found.bound(w)

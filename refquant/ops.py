@@ -8,6 +8,9 @@ smaller ones, which the two halves of refquant register without knowing each oth
     formats   "unpack"   arrays, format, shape  ->  fields
     formats   "decode"   fields, format         ->  w
 
+A family whose product is not that of x with the decoded weights, because it rounds x as well (LLM.int8), registers its
+own: methods, "matmul", x, q -> y.
+
 A fast path may replace any of the three public operations as a whole for one family and one backend. A method with
 calibration data that is to have fast paths of its own (`methods.gptq`) is added with `register`.
 """
@@ -63,7 +66,7 @@ _OPS: dict[tuple[str, str], Op] = {}
 
 
 def part(kind: str, *families: str):
-    """Register the decorated function as `search`, `pack`, `unpack` or `decode` of these families."""
+    """Register the decorated function as `search`, `pack`, `unpack`, `decode` or `matmul` of these families."""
 
     def register(function):
         for family in families:
@@ -159,6 +162,11 @@ def matmul(x: np.ndarray, q: Quantized, backend: str = "numpy") -> np.ndarray:
     return find_op("matmul", find_format(q.format).family)(x, q, backend=backend)
 
 
+def weight_only(format: str) -> bool:  # noqa: A002
+    """Whether `matmul` multiplies x with the decoded weights; False where the format has a product of its own."""
+    return ("matmul", find_format(format).family) not in _PARTS
+
+
 def pack(fields: dict, format: str, shape: tuple[int, int]) -> Quantized:  # noqa: A002
     """Lay out a method's numbers (codes, scales, ...) as the arrays of a format."""
     item = find_format(format)
@@ -184,6 +192,9 @@ def _dequantize(q):
 
 
 def _matmul(x, q):
+    own = _PARTS.get(("matmul", find_format(q.format).family))
+    if own:
+        return own(x, q)
     return np.asarray(x, np.float32) @ _dequantize(q).T
 
 

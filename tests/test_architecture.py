@@ -15,9 +15,10 @@ BASE = CORE | {"methods", "formats"}
 MAY_IMPORT = {
     "errors": set(),
     "casts": set(),
-    "codebooks": set(),
+    "codebooks": {"errors"},
     "ggml_types": {"errors"},
     "importance": {"errors"},
+    "inspect_file": BASE,
     "grids": {"errors"},
     "quantized": {"errors"},
     "ops": {"errors", "grids", "quantized"},
@@ -28,7 +29,7 @@ MAY_IMPORT = {
     "compare": BASE | {"evaluate", "models"},
     "bandwidth": BASE,
     "claims": BASE | {"bandwidth", "models"},
-    "cli": BASE | {"evaluate", "models", "compare", "bandwidth", "claims"},
+    "cli": BASE | {"inspect_file", "evaluate", "models", "compare", "bandwidth", "claims"},
 }
 METHOD_LINES, MODULE_LINES = 150, 250
 

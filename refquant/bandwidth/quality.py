@@ -81,8 +81,8 @@ def published(method: str, parameters: float | None = None) -> list[Quality]:
 def measured(results) -> dict[str, Quality]:
     """Read what `refquant compare --json` wrote: a mapping, or the path of the file; `Quality` by label of the row.
 
-    The first line is the unquantized model. A row "GGUF Q4_K_M" is found as "Q4_K_M", as the mixes are called here.
-    Raises `BadFile` where that form is not found.
+    The first line is the unquantized model. A row "GGUF Q4_K_M" is found as "Q4_K_M", as the mixes are
+    called here. Raises `BadFile` where that form is not found.
     """
     if isinstance(results, str | Path):
         try:

@@ -40,3 +40,22 @@ def unpack_bits(stream: np.ndarray, bits: int, count: int) -> np.ndarray:
         raise BadInput(f"{count} codes of {bits} bits take {packed_bytes(count, bits)} bytes, got {stream.shape[-1]}")
     each = np.unpackbits(stream, axis=-1, count=count * bits, bitorder="little")
     return np.packbits(each.reshape(*stream.shape[:-1], count, bits), axis=-1, bitorder="little")[..., 0]
+
+
+def pack_words(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Pack codes [..., count] into int32 [..., ceil(count * bits / 32)]: the same stream, cut into words."""
+    stream = pack_bits(codes, bits)
+    spare = -stream.shape[-1] % 4
+    stream = np.pad(stream, [(0, 0)] * (stream.ndim - 1) + [(0, spare)])
+    return np.ascontiguousarray(stream).view("<i4").astype(np.int32, copy=False)
+
+
+def unpack_words(words: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """Unpack `count` codes, uint8 [..., count], from int32 [..., ceil(count * bits / 32)]."""
+    if words.dtype.kind not in "iu" or words.dtype.itemsize != 4 or words.shape[-1] != -(-count * bits // 32):
+        raise BadInput(
+            f"{count} codes of {bits} bits take {-(-count * bits // 32)} 32-bit words, got {words.shape[-1]} of "
+            f"{words.dtype}"
+        )
+    stream = np.ascontiguousarray(words.astype("<i4", copy=False)).view(np.uint8)
+    return unpack_bits(stream[..., : packed_bytes(count, bits)], bits, count)

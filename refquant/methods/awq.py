@@ -167,7 +167,8 @@ def clip(
     Against other code: auto_clip_layer of llm-awq, for any group size and any number of rows and tokens.
     Leaves out: limits for the two ends of a range apart.
     """
-    w, grid = check_weights(w), as_grid(grid)
+    w = check_weights(w)
+    grid = as_grid(grid, w)
     x = check_inputs(x, w.shape[1])
     x = x[:: max(1, len(x) // tokens)]
     starts = grid.starts(w.shape[1])

@@ -127,7 +127,8 @@ def quantize(
     Leaves out: the search for a clipped range (`mse`), GPTQModel's act_group_aware order, true-sequential calibration
     (that is `models.quantize`'s part).
     """
-    w, grid = check_weights(w), as_grid(grid)
+    w = check_weights(w)
+    grid = as_grid(grid, w)
     H = check_hessian(H, w.shape[1], damp)
     if not (isinstance(block_size, int | np.integer) and block_size > 0):
         raise BadInput(f"block_size must be a positive integer, got {block_size!r}")

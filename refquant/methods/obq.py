@@ -48,7 +48,8 @@ def quantize(w: np.ndarray, H: np.ndarray, grid, damp: float = 0.01, outliers_fi
     one group to a row.
     Leaves out: pruning, which takes the same step with q_p = 0, and the search over layers that the paper builds on it.
     """
-    w, grid = check_weights(w), as_grid(grid)
+    w = check_weights(w)
+    grid = as_grid(grid, w)
     W, H, dead = without_dead(w, check_hessian(H, w.shape[1], damp))
     n, k = W.shape
     scales, zeros = grid.fit_groups(W)  # [n, G]

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from refquant.errors import UnknownName
-from refquant.quantized import Quantized
+from refquant import ops
+from refquant.errors import BadInput, UnknownName
+from refquant.quantized import Quantized, find_format
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,17 @@ def find_method(name: str) -> Method:
 def rows() -> list[Row]:
     """Every row of the table, in the order in which the methods were registered."""
     return [row for method in _METHODS.values() for row in method.rows]
+
+
+def own_format(family: str) -> Callable[..., Quantized]:
+    """`Method.layer` of a method that is one family of formats (`nf4`, `fp8`): their own rule, without calibration."""
+
+    def layer(w, grid, inputs):
+        if find_format(grid.name).family != family:
+            raise BadInput(f"the method {family} quantizes to its own formats, not to {grid.name}; use 'rtn' for that")
+        return ops.quantize(w, grid.name)
+
+    return layer
 
 
 def gpu_rows(method: str, label: str, use_cases: dict[str, str]) -> tuple[Row, ...]:

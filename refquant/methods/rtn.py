@@ -28,13 +28,14 @@ def quantize(w: np.ndarray, grid) -> Quantized:
     UnknownName
         No such grid.
     """
-    w, grid = check_weights(w), as_grid(grid)
+    w = check_weights(w)
+    grid = as_grid(grid, w)
     return ops.pack(search(w, grid), grid.name, w.shape)
 
 
 def rounded(w: np.ndarray, grid) -> np.ndarray:
     """Return the weights, float32 [n, k], that RTN leaves of `w`: `quantize` and decode, without packing."""
-    grid = as_grid(grid)
+    grid = as_grid(grid, w)
     scales, zeros = grid.fit_groups(w)  # [n, G]
     g_idx = grid.group_index(w.shape[1])  # [k]
     scale, zero = scales[:, g_idx], zeros[:, g_idx]  # [n, k]
@@ -43,7 +44,7 @@ def rounded(w: np.ndarray, grid) -> np.ndarray:
 
 def search(w: np.ndarray, grid, importance=None) -> dict:
     """Codes uint8 [n, k], scales [n, G] in the grid's dtype, zeros uint8 [n, G]. RTN knows no importance."""
-    grid = as_grid(grid)
+    grid = as_grid(grid, w)
     scales, zeros = grid.fit_groups(w)  # [n, G]
     g_idx = grid.group_index(w.shape[1])  # [k]
     codes = grid.encode(w, scales[:, g_idx], zeros[:, g_idx])  # [n, k]

@@ -17,7 +17,8 @@ class QuantLinear(nn.Module):
     bias : torch.Tensor [out], optional
     backend : str
         A backend of `refquant.matmul`: "numpy", "numba", "cuda". Or "dense": dequantize once, keep the float weights
-        and multiply with torch: the same numbers for evaluation, at the memory of the unquantized layer.
+        and multiply with torch: the same numbers for evaluation, at the memory of the unquantized layer. A format with
+        a product of its own (LLM.int8 rounds x as well) has no such short cut: "dense" is then "numpy".
     """
 
     def __init__(self, quantized: Quantized, bias: torch.Tensor | None = None, backend: str = "dense"):
@@ -26,7 +27,7 @@ class QuantLinear(nn.Module):
         self.out_features, self.in_features = quantized.shape
         self.register_buffer("bias", None if bias is None else bias.detach())
         self.register_buffer("_dense", None, persistent=False)
-        self.backend = backend
+        self.backend = "numpy" if backend == "dense" and not ops.weight_only(quantized.format) else backend
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map x [..., in] to [..., out], in x's dtype."""

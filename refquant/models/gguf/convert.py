@@ -35,14 +35,16 @@ def export(model, tokenizer, path, mix: str = "Q4_K_M", **options) -> mixes.Plan
     """Write a running model as a GGUF file; `options` are those of `write_model`.
 
     Layers that hold a `Quantized` keep its bytes where the plan gives them that format, and are quantized again where
-    not. Returns the plan that was carried out.
+    not; so do the dense weights of a model that `load` made, as long as they have not been changed. Returns the plan
+    that was carried out.
     """
     sources = {}
     for name, parameter in model.state_dict().items():
         sources[name] = Source(tuple(parameter.shape), lambda p=parameter: p.detach().float().cpu().numpy())
     for name, module in model.named_modules():
         if isinstance(quantized := getattr(module, "quantized", None), Quantized):
-            sources[f"{name}.weight"] = Source(quantized.shape, lambda q=quantized: q)
+            dense = sources.get(f"{name}.weight")
+            sources[f"{name}.weight"] = Source(quantized.shape, lambda q=quantized, d=dense: _unless_changed(q, d))
     return write_model(model.config.to_dict(), sources, tokenizer, path, mix, **options)
 
 
@@ -181,6 +183,13 @@ def _values(choice, source: Source, config, item, importance, backend):
     return q.arrays["blocks"]
 
 
+def _unless_changed(quantized: Quantized, dense: Source | None):
+    """The bytes that a dense weight was decoded from, or the weight itself where it is no longer that."""
+    if dense is None or np.array_equal(w := dense.load(), ops.dequantize(quantized)):
+        return quantized
+    return w
+
+
 # ---- from GGUF
 
 
@@ -261,8 +270,10 @@ def load(path, layer: Callable | None = None):
         if layer and isinstance(value, Quantized) and isinstance(_module(model, name), torch.nn.Linear):
             kept[name] = value
         else:
-            value = ops.dequantize(value) if isinstance(value, Quantized) else np.ascontiguousarray(value)
-            dense[name] = torch.from_numpy(value)
+            if isinstance(value, Quantized):
+                _module(model, name).quantized = value  # for `export`; mapped, so it takes no memory
+                value = ops.dequantize(value)
+            dense[name] = torch.from_numpy(np.ascontiguousarray(value))
     tied = {"lm_head.weight"} if config["tie_word_embeddings"] else set()
     if missing := shapes.keys() - dense.keys() - kept.keys() - tied:
         raise BadFile(f"{path}: {len(missing)} tensors are missing, such as {min(missing)}")

@@ -269,9 +269,9 @@ def test_the_plan_is_the_size_of_a_file_that_is_written(model, mix, tmp_path):
 @pytest.mark.parametrize("mix", ["Q4_K_M", "Q8_0"])
 def test_the_plan_for_tiny_is_what_the_exporter_writes(mix, tmp_path):
     pytest.importorskip("torch")
-    from refquant.models.gguf import convert
+    from refquant.models.gguf import convert as write_gguf
 
-    convert.convert(shapes.BUNDLED["tiny"], tmp_path / "tiny.gguf", mix)
+    write_gguf(shapes.BUNDLED["tiny"], tmp_path / "tiny.gguf", mix)
     assert store("tiny", mix).nbytes == gguf.read(tmp_path / "tiny.gguf").nbytes
     assert store(tmp_path / "tiny.gguf", mix).file_bytes == (tmp_path / "tiny.gguf").stat().st_size
 

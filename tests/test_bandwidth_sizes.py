@@ -266,6 +266,16 @@ def test_the_plan_is_the_size_of_a_file_that_is_written(model, mix, tmp_path):
     assert dataclasses.replace(weights.shape, name=model, gguf_metadata=None) == shape
 
 
+@pytest.mark.parametrize("mix", ["Q4_K_M", "Q8_0"])
+def test_the_plan_for_tiny_is_what_the_exporter_writes(mix, tmp_path):
+    pytest.importorskip("torch")
+    from refquant.models.gguf import convert as write_gguf
+
+    write_gguf(shapes.BUNDLED["tiny"], tmp_path / "tiny.gguf", mix)
+    assert store("tiny", mix).nbytes == gguf.read(tmp_path / "tiny.gguf").nbytes
+    assert store(tmp_path / "tiny.gguf", mix).file_bytes == (tmp_path / "tiny.gguf").stat().st_size
+
+
 def test_a_gguf_file_of_another_kind_is_refused(tmp_path):
     shape = shapes.Shape("x", 1, 32, 32, 1, 1, 32, 32)
     metadata = {"general.architecture": "llama", "llama.block_count": 1, "llama.embedding_length": 32}

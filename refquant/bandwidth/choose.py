@@ -51,11 +51,12 @@ CANDIDATES = (
     Candidate("F16 (unquantized)", "F16", HARDWARE, "every program"),
     Candidate(
         "LLM.int8",
-        "int8-row-sym",
+        "llm-int8",
         ("gpu",),
         "transformers with bitsandbytes",
         "saves memory, not time: published at 0.94 of bf16 (BLOOM-176B), far less below 6B",
     ),
+    Candidate("FP8 E4M3 per channel", "fp8-e4m3", ("gpu",), "vLLM, SGLang, TensorRT-LLM, on Ada and Hopper or later"),
     Candidate("AWQ int4-g128", "int4-g128", ("gpu",), "vLLM, SGLang, TGI, TensorRT-LLM"),
     Candidate("GPTQ int4-g128", "int4-g128", ("gpu",), "vLLM, SGLang, TGI, TensorRT-LLM"),
     Candidate("RTN int4-g128", "int4-g128", ("gpu",), "vLLM, SGLang"),

@@ -212,6 +212,7 @@ _TABLE = {
     "qwen2.5-72b": (80, 8192, 29568, 64, 8, 152064, 128, _QWEN),
 }
 SHAPES = {name: Shape(name, *numbers, **more) for name, (*numbers, more) in _TABLE.items()}
+BUNDLED = {"tiny": Path(__file__).parents[1] / "models" / "tiny"}  # a folder with a config.json, read when asked for
 ALIASES = {"smollm2": "smollm2-135m", "tinyllama": "tinyllama-1.1b"}
 
 
@@ -222,9 +223,11 @@ def find_shape(name: str | Shape) -> Shape:
     key = ALIASES.get(str(name).lower(), str(name).lower())
     if key in SHAPES:
         return SHAPES[key]
+    if key in BUNDLED:
+        return from_config(BUNDLED[key], key)
     path = Path(name)
     if path.is_file() and path.suffix == ".gguf":
         return from_gguf(path)
     if path.exists():
         return from_config(path)
-    raise UnknownName("model shape", name, [*SHAPES, *ALIASES, "a config.json, its folder", "a .gguf file"])
+    raise UnknownName("model shape", name, [*BUNDLED, *SHAPES, *ALIASES, "a config.json, its folder", "a .gguf file"])

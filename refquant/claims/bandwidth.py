@@ -8,6 +8,7 @@ from refquant.bandwidth.speedup import fit_line, ideal_ratio, linear_bits
 from refquant.bandwidth.weights import store
 from refquant.bandwidth.work import decode_step, prefill
 from refquant.claims.ledger import Evidence, Finding, claim, equal, every, within
+from refquant.quantized import find_format
 
 MODEL = "llama-2-7b"
 # llm-awq's README, RTX 4090, seconds a token in fp16 and in 4 bits
@@ -250,7 +251,7 @@ def outliers_are_ten_to_a_hundred(proof: Evidence) -> Finding:
 @claim("bandwidth", "QLoRA keeps its frozen weights in 4 bits (NF4).")
 def nf4_is_four_bits(proof: Evidence) -> Finding:
     """Codes and block scales: float32 per 64 weights, or 8 bits per 64 and float32 per 256 scales."""
-    plain, double = 4 + 32 / 64, 4 + 8 / 64 + 32 / (64 * 256)
+    plain, double = (find_format(name).bits_per_weight((4096, 4096)) for name in ("nf4", "nf4-dq"))
     return Finding(
         f"{plain:.3f} bits, {double:.3f} with double quantization",
         equal(double, 4, 0.01),

@@ -29,7 +29,7 @@ def _row(name: str, label: str, storage: str, claimed: float):
 
 _row("table_gptq_int4", "GPTQ or AWQ INT4 (g128)", "int4-g128", 4.25)
 _row("table_gptq_int3", "GPTQ INT3 (g128)", "int3-g128", 3.25)
-_row("table_int8", "INT8 (LLM.int8)", "int8-row-sym", 8.0)
+_row("table_int8", "INT8 (LLM.int8)", "llm-int8", 8.0)
 
 
 @claim("choosing", "FP16 takes 16 bits a weight.")

@@ -78,7 +78,7 @@ def render(answer: choose.Choice) -> str:
     lines = [
         f"{answer.shape.name} on {answer.hardware} with {show_bytes(answer.memory)}, loss {answer.loss} ({allowed})",
         "",
-        f"{'':<18}{'bits/weight':>12}{'weights':>11}{'in all':>11}{'perplexity':>12}{'tokens/s':>10}  quality of",
+        f"{'':<22}{'bits/weight':>12}{'weights':>11}{'in all':>11}{'perplexity':>12}{'tokens/s':>10}  quality of",
     ]
     for item in answer.accepted:
         known = item.quality
@@ -86,16 +86,16 @@ def render(answer: choose.Choice) -> str:
         place = f"{known.model}, {known.source}" if known else "-"
         speed = f"{item.tokens_per_second:.1f}" if item.tokens_per_second else "-"
         lines.append(
-            f"{item.candidate.label:<18}{item.bits_per_weight:>12.3f}{show_bytes(item.weight_bytes):>11}"
+            f"{item.candidate.label:<22}{item.bits_per_weight:>12.3f}{show_bytes(item.weight_bytes):>11}"
             f"{show_bytes(item.total_bytes):>11}{loss:>12}{speed:>10}  {place}"
         )
         if item.candidate.note:
-            lines.append(f"{'':<18}  {item.candidate.note}")
+            lines.append(f"{'':<22}  {item.candidate.note}")
     if not answer.accepted:
         lines.append("none will do")
     else:
         best = answer.accepted[0].candidate
         lines += ["", f"Take {best.label} ({best.readers})."]
     lines += ["", "Rejected:"]
-    lines += [f"{item.candidate.label:<18}{'; '.join(item.rejected)}" for item in answer.rejected]
+    lines += [f"{item.candidate.label:<22}{'; '.join(item.rejected)}" for item in answer.rejected]
     return "\n".join(lines)

@@ -125,7 +125,7 @@ def _alone(held, device, memory, sizes, asked, efficiency) -> dict:
 def render(result: dict) -> str:
     """The plan as text; sizes in SI units."""
     lines = [
-        f"{result['model']} in {result['storage']}: {result['parameters'] / 1e9:.3f} billion parameters, "
+        f"{result['model']} in {result['storage']}: {result['parameters']:,} parameters, "
         f"{result['bits_per_weight']:.4f} bits a weight",
         f"{'tensors':<28}{show_bytes(result['tensor_bytes']):>12}",
     ]

@@ -4,7 +4,9 @@
     codebooks   the tables of those whose levels are not evenly spaced: small floats, NF4
     quantized   what every method returns
     ops         the operations: reference, unavoidable traffic, fast paths by backend
-    methods     rtn, obq, gptq, awq, llm_int8, fp8, nf4, mx: weights (and calibration) become codes and scales
+    casts       float32 to float16 and bfloat16, to the last bit
+    methods     rtn, obq, gptq, awq, llm_int8, fp8, nf4, mx, kquants: weights (and calibration) become codes and scales
+    importance  how strongly each input column is used
     formats     the same numbers as bytes
     models      load a language model, calibrate, quantize its Linear layers, save
     evaluate    layer error, perplexity, KL divergence
@@ -16,6 +18,8 @@ Letters, everywhere: m tokens, n outputs, k inputs, g weights that share a scale
 from refquant import formats, methods
 from refquant.errors import RefquantError
 from refquant.formats import fp8 as _fp8  # noqa: F401 (these register themselves)
+from refquant.formats import gguf
+from refquant.formats import gguf_blocks as _gguf_blocks  # noqa: F401
 from refquant.formats import llm_int8 as _llm_int8  # noqa: F401
 from refquant.formats import mx as _mx  # noqa: F401
 from refquant.formats import nf4 as _nf4  # noqa: F401
@@ -32,6 +36,7 @@ __all__ = [
     "as_grid",
     "dequantize",
     "formats",
+    "gguf",
     "matmul",
     "methods",
     "quantize",

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from refquant import evaluate
 from refquant.errors import BadInput, UnknownName
 from refquant.evaluate import texts
+from refquant.formats.files import replacing
 from refquant.methods import registry
 
 
@@ -59,7 +60,7 @@ def compare(
     calibration: str | None = None,
     windows: int = 24,
     context: int = 512,
-    calibration_windows: int = 32,
+    calibration_windows: int = 16,
     protocol: str = "llama.cpp",
     progress: bool = True,
     on_line=None,
@@ -128,7 +129,16 @@ def compare(
     add(_line("Unquantized (BF16)", reference, 16.0, 2 * parameters, None, "GPU", "When memory allows"))
     for row in rows:
         candidate = copy.deepcopy(model)
-        report = models.quantize(candidate, row.method, row.grid, samples, progress=progress)
+        try:
+            report = models.quantize(candidate, row.method, row.grid, samples, progress=progress)
+        except BadInput as problem:  # a method that does not know this architecture; said under the table
+            table.notes.append(f"{row.label} left out: {problem}.")
+            continue
+        if report.fallbacks:
+            table.notes.append(
+                f"{row.label}: {report.fallbacks} matrices have rows that its own type cannot hold and fell back to a "
+                "larger one (`refquant inspect` and the mix's plan show which)."
+            )
         scores = measure(candidate, row.label, reference=reference, bos=bos)
         add(
             _line(
@@ -217,8 +227,8 @@ def render_notes(table: Table) -> str:
             f"Perplexity: protocol {table.protocol}, {table.windows} windows of {table.context} tokens of "
             f"{table.evaluation_text}; KL from the unquantized model on the same tokens.",
             f"Calibration: {table.calibration_tokens} tokens of {table.calibration_text}.",
-            "Bits per weight are those of the quantized layers, scales and zero-points included; embedding, norms and "
-            "output layer stay and count as 16 bits in the size.",
+            "Bits per weight are those of the quantized matrices, scales and zero-points included. The size counts "
+            "what stays at 16 bits a parameter; the GGUF rows quantize the embedding and output layer as well.",
             *table.notes,
         ]
     )
@@ -226,12 +236,8 @@ def render_notes(table: Table) -> str:
 
 def write_json(table: Table, path: str) -> None:
     """Write the table as JSON, whole or not at all."""
-    part = Path(f"{path}.part")
-    try:
-        part.write_text(json.dumps(asdict(table), indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write((json.dumps(asdict(table), indent=2) + "\n").encode())
 
 
 def write_plot(table: Table, path: str) -> None:
@@ -265,10 +271,8 @@ def write_plot(table: Table, path: str) -> None:
     axes.set_title(f"{table.model}: what each bit buys")
     axes.grid(alpha=0.3)
     axes.legend()
-    part = Path(f"{path}.part")
     try:
-        figure.savefig(part, format="png", dpi=150)
-        part.replace(path)
+        with replacing(path) as file:
+            figure.savefig(file, format="png", dpi=150)
     finally:
         pyplot.close(figure)
-        part.unlink(missing_ok=True)

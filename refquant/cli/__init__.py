@@ -15,6 +15,9 @@ COMMANDS = {
     "quantize": "quantize a model and write it to a folder or a file",
     "eval": "perplexity of a model on a text",
     "generate": "continue a prompt",
+    "plan": "bytes and predicted speed of a model on a device, or split between GPU and CPU",
+    "choose": "which quantization, from where you serve, how much memory and how much loss",
+    "claims": "the lesson's quantitative statements, each tested",
     "models": "the models that can be had by name",
     "lab": "open JupyterLab in the notebooks folder",
 }

@@ -14,7 +14,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--calibration", metavar="FILE", help="calibration text (default: standard library docstrings)")
     parser.add_argument("--windows", type=int, default=24, help="evaluation windows (default: %(default)s)")
     parser.add_argument("--context", type=int, default=512, help="tokens in a window (default: %(default)s)")
-    parser.add_argument("--calibration-windows", type=int, default=32, help="default: %(default)s")
+    parser.add_argument("--calibration-windows", type=int, default=16, help="default: %(default)s")
     parser.add_argument("--protocol", choices=PROTOCOLS, default="llama.cpp", help="default: %(default)s")
     parser.add_argument(
         "--json", metavar="FILE", help="write the table, unrounded, with all that is needed to repeat it"

@@ -14,6 +14,7 @@ Sources: tools/perplexity/perplexity.cpp of llama.cpp (windows, standard error);
 (huggingface). Leaves out: strided windows.
 """
 
+import inspect
 import math
 from dataclasses import dataclass, field
 
@@ -126,6 +127,10 @@ def score(
 
     start = first_scored(protocol, context)
     cut = cut_windows(ids, context, windows)
+    scored = context - 1 - start
+    # Where the model can leave out the logits of unscored positions, it need not compute them.
+    forward = inspect.signature(getattr(model, "forward", model)).parameters
+    keep_last = {"logits_to_keep": scored + 1} if "logits_to_keep" in forward else {}
     nll, kl, same, kept = [], [], [], []
     for begin in range(0, len(cut), batch):
         part = torch.from_numpy(cut[begin : begin + batch])
@@ -133,7 +138,7 @@ def score(
         if bos is not None:
             part = torch.cat([torch.full_like(part[:, :1], bos), part[:, 1:]], dim=1)
         with torch.inference_mode():
-            logits = model(part.to(_device(model))).logits[:, start:-1].float().cpu()
+            logits = model(part.to(_device(model)), **keep_last).logits[:, -scored - 1 : -1].float().cpu()
             log_probs = logits.log_softmax(-1)
             token_nll = -log_probs.gather(-1, targets.cpu())
             if not torch.isfinite(token_nll).all():

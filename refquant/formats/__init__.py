@@ -1,11 +1,14 @@
 """Bytes on disk <-> the numbers they stand for. Nothing here chooses a number; that is what `methods` does.
 
-    bits       the only place where bit order is decided
-    uniform    integer codes, scales and zero-points, as refquant keeps them in memory
-    fp8        8-bit floats and their scales
-    nf4        NormalFloat codes, block maxima, and these quantized in turn, as bitsandbytes
-    llm_int8   8-bit integers and row maxima, as bitsandbytes
-    mx         MXFP4 and NVFP4, as compressed-tensors
+    bits         the only place where bit order is decided
+    uniform      integer codes, scales and zero-points, as refquant keeps them in memory
+    fp8          8-bit floats and their scales
+    nf4          NormalFloat codes, block maxima, and these quantized in turn, as bitsandbytes
+    llm_int8     8-bit integers and row maxima, as bitsandbytes
+    mx           mxfp4 and nvfp4, as compressed-tensors (ggml's MXFP4 is in gguf_blocks)
+    gguf_blocks  the block formats of GGUF files, ggml's names: Q4_0 ... Q6_K, IQ4_NL, TQ1_0, MXFP4
+    gguf         the GGUF container: metadata and tensors
+    imatrix      llama.cpp's importance files
 
 and as the tensors of a safetensors checkpoint:
 

@@ -2,9 +2,10 @@
 
 A matrix [n, k]; in a file the arrays are called `<name>.weight` and `<name>.SCB`::
 
-    array   dtype     shape    meaning
-    CB      int8      [n, k]   code, -127 to 127
-    SCB     float32   [n]      largest magnitude of the row
+    array       dtype     shape    meaning
+    CB          int8      [n, k]   code, -127 to 127
+    SCB         float32   [n]      largest magnitude of the row
+    threshold   float32   []       of the decomposition, only where it is not 6.0; in a file, in config.json
 
     weight = CB * SCB / 127, as (CB * SCB) * float32(1 / 127)
 
@@ -24,7 +25,7 @@ def _layout(n, k):
     return {"CB": ((n, k), ("int8",)), "SCB": ((n,), ("float32",))}
 
 
-register_format(Format("llm-int8", "llm-int8", _layout))
+register_format(Format("llm-int8", "llm-int8", _layout, optional=lambda n, k: {"threshold": ((), ("float32",))}))
 
 
 @ops.part("pack", "llm-int8")

@@ -1,4 +1,4 @@
-"""MXFP4 and NVFP4 as compressed-tensors' files hold them. (ggml's blocks of the same names are in `gguf_blocks`.)
+"""MXFP4 and NVFP4 as compressed-tensors' files hold them. (ggml's own `MXFP4` is in `gguf_blocks`.)
 
 A matrix [n, k]; k must be a multiple of the block, 32 or 16::
 

@@ -8,11 +8,13 @@
     fp8       8-bit floats, one scale for a row, a matrix or a block
     nf4       4-bit quantiles of the normal distribution; the scales quantized too; what QLoRA trains through
     mx        4-bit floats in small blocks, with scales of 8 bits: MXFP4 and NVFP4
+    kquants   the searches behind the block formats of GGUF files, byte for byte ggml's
+    mixes     which of those formats llama.cpp gives to each tensor; mix_rules has the rules
     registry  the methods by name, and the rows of the table
 
-Importing this package registers every method.
+Importing this package registers every method, in the order of the table's rows.
 """
 
-from refquant.methods import awq, fp8, gptq, llm_int8, mx, nf4, obq, rtn
+from refquant.methods import rtn, obq, gptq, awq, llm_int8, fp8, nf4, mx, kquants  # isort: skip
 
-__all__ = ["awq", "fp8", "gptq", "llm_int8", "mx", "nf4", "obq", "rtn"]
+__all__ = ["awq", "fp8", "gptq", "kquants", "llm_int8", "mx", "nf4", "obq", "rtn"]

@@ -90,15 +90,19 @@ def search(
     Notes
     -----
     At alpha = 0, s is 1 and the result plain RTN. Of equal errors the smallest alpha is kept.
+    An alpha whose group scales float16 cannot hold counts as an infinite error.
+
     Against other code: llm-awq rounds on a range that is not widened to contain 0, with a scale of at least 1e-5.
     AutoAWQ replaces scales that are not finite by 1; here they cannot arise: the mean is in float64, and max and min
-    are never multiplied. An alpha whose group scales float16 cannot hold counts as an infinite error.
+    are never multiplied.
     Leaves out: absorbing 1 / s into the model (`models`).
     """
     grid = as_grid(grid)
     ws = [check_weights(w) for w in ws]
     if len({w.shape[1] for w in ws}) != 1:
         raise BadInput(f"awq.search: expected matrices with the same inputs, got {[w.shape for w in ws]}")
+    if n_grid < 1:
+        raise BadInput(f"n_grid must be at least 1, got {n_grid!r}")
     x = check_inputs(x, ws[0].shape[1])
     forward = forward or (lambda ws: np.concatenate([x @ w.T for w in ws], axis=1))
 
@@ -232,12 +236,15 @@ def keep_salient(w: np.ndarray, x: np.ndarray, grid, fraction: float = 0.01) -> 
     rest = np.delete(np.arange(w.shape[1]), columns)
     if not len(rest):
         raise BadInput(f"a layer of {w.shape[1]} inputs has none left to quantize with {len(columns)} kept")
+    with np.errstate(over="ignore"):
+        kept = w[:, columns].astype(np.float16)
+    if not np.isfinite(kept).all():
+        raise BadInput(f"a salient weight of {np.abs(w[:, columns]).max():.3g} does not fit float16")
     q = rtn.quantize(w[:, rest], grid)
     weights = np.empty_like(w)
-    weights[:, columns] = w[:, columns].astype(np.float16)
+    weights[:, columns] = kept
     weights[:, rest] = ops.dequantize(q)
-    kept = 2 * len(w) * len(columns) + 4 * len(columns)
-    return Mixed(weights, columns, 8 * (q.nbytes + kept) / w.size)
+    return Mixed(weights, columns, 8 * (q.nbytes + kept.nbytes + 4 * len(columns)) / w.size)
 
 
 # In a model, `refquant.models.absorb` searches, absorbs and clips; what is left for a layer is to round.

@@ -102,6 +102,6 @@ register_method(
     Method(
         "fp8",
         layer=own_format("fp8"),
-        rows=(Row("FP8 E4M3 per channel", "fp8", "fp8-e4m3", "GPU (Hopper, Ada)", "Simple, safe compression"),),
+        rows=(Row("FP8 E4M3 per channel", "fp8", "fp8-e4m3", "GPU", "Simple, safe compression"),),
     )
 )

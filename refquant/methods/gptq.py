@@ -207,8 +207,8 @@ def inverse_factor(H: np.ndarray, damp: float) -> tuple[np.ndarray, float]:
     mean = np.diag(H).mean()
     while True:
         try:
-            L = np.linalg.cholesky(H + damp * mean * np.eye(len(H)))
-            break
+            Linv = np.linalg.inv(np.linalg.cholesky(H + damp * mean * np.eye(len(H))))
+            return np.linalg.cholesky(Linv.T @ Linv, upper=True), damp
         except np.linalg.LinAlgError:
             if damp >= 1:
                 raise NotPositiveDefinite(
@@ -216,8 +216,6 @@ def inverse_factor(H: np.ndarray, damp: float) -> tuple[np.ndarray, float]:
                     f"{np.diag(H).min():.3g} to {np.diag(H).max():.3g}: was it made by `hessian`?"
                 ) from None
             damp = min(max(10 * damp, 1e-4), 1.0)
-    Linv = np.linalg.inv(L)
-    return np.linalg.cholesky(Linv.T @ Linv, upper=True), damp
 
 
 def _traffic(shape, name):

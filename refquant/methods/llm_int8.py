@@ -84,14 +84,24 @@ def outliers(x: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
 
     The columns to set apart are those with any: `outliers(x).any(axis=0)`, whose mean is the fraction of columns.
     """
-    if not threshold >= 0:
-        raise BadInput(f"threshold must be 0 (no decomposition) or positive, got {threshold!r}")
+    _check(threshold)
     with np.errstate(over="ignore"):
         return (np.abs(np.asarray(x).astype(np.float16)) >= threshold) & (threshold > 0)
 
 
+def with_threshold(q: Quantized, threshold: float) -> Quantized:
+    """Return `q` with the threshold that `ops.matmul` then uses in place of 6.0; 0 for no decomposition."""
+    _check(threshold)
+    return Quantized(q.format, q.shape, q.arrays | {"threshold": np.array(threshold, np.float32)})
+
+
+def _check(threshold):
+    if not threshold >= 0:
+        raise BadInput(f"threshold must be 0 (no decomposition) or positive, got {threshold!r}")
+
+
 @ops.part("matmul", "llm-int8")
-def matmul(x: np.ndarray, q: Quantized, threshold: float = THRESHOLD, constant: float = DEQUANTIZE) -> np.ndarray:
+def matmul(x: np.ndarray, q: Quantized, threshold: float | None = None, constant: float = DEQUANTIZE) -> np.ndarray:
     """Multiply: x [..., k] -> float32 [..., n]. This is what `ops.matmul` does for `llm-int8`.
 
     Parameters
@@ -100,8 +110,8 @@ def matmul(x: np.ndarray, q: Quantized, threshold: float = THRESHOLD, constant: 
         Which columns are outliers depends on all the tokens that are multiplied together.
     q : Quantized
         Weights [n, k] in `llm-int8`.
-    threshold : float
-        Of the decomposition; 0 for none.
+    threshold : float, optional
+        Of the decomposition; 0 for none. By default that of `q`, 6.0 unless set by `with_threshold`.
     constant : float
         1/127²; for a comparison with bitsandbytes' default backend, 6.200124e-05.
 
@@ -112,6 +122,7 @@ def matmul(x: np.ndarray, q: Quantized, threshold: float = THRESHOLD, constant: 
     """
     tokens = check_inputs(np.atleast_2d(x), q.shape[1])  # [m, k]
     CB, SCB = q.arrays["CB"], q.arrays["SCB"]
+    threshold = q.arrays.get("threshold", THRESHOLD) if threshold is None else threshold
     large = outliers(tokens, threshold)
     CA, SCA = rowwise(_half(np.where(large, np.float32(0), tokens)))
     O = large.any(axis=0)  # [k]
@@ -126,10 +137,15 @@ def int32_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a.astype(np.float64) @ b.astype(np.float64).T).astype(np.int32)
 
 
+def _layer(w, grid, inputs, threshold=THRESHOLD):
+    q = own_format("llm-int8")(w, grid, inputs)
+    return q if threshold == THRESHOLD else with_threshold(q, threshold)
+
+
 register_method(
     Method(
         "llm-int8",
-        layer=own_format("llm-int8"),
+        layer=_layer,
         rows=(Row("LLM.int8", "llm-int8", "llm-int8", "GPU", "Simple, safe compression"),),
     )
 )

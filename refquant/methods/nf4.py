@@ -1,11 +1,14 @@
 """NF4: four bits whose levels are quantiles of the normal distribution, one scale for 64 weights; what QLoRA trains on.
 
-Trained weights are roughly normal, so levels that split a normal distribution into equally likely parts are all used
-about equally often. The scale of a block is its largest magnitude, and the levels lie in [-1, 1]::
+Trained weights are roughly normal, so the levels are the middles of equally likely parts of a normal distribution. The
+scale of a block is its largest magnitude, and the levels lie in [-1, 1]::
 
     absmax = max |w| of the block                 64 weights, counted through the flattened matrix
     code   = nearest(w * (1 / absmax))            the sixteen levels: `codebooks.NF4`
     weight = NF4[code] * absmax
+
+The levels would be used equally often if the maximum of every block were the same quantile. It is not: of normal
+weights in blocks of 64, each end gets 1.8 % and the level below zero 9.3 %.
 
 The scales cost 32 / 64 = 0.5 bits a weight. Double quantization (`nf4-dq`) quantizes them too, after subtracting their
 mean, because they are all positive; 8 bits and a little make 0.127::
@@ -24,8 +27,8 @@ Source: Dettmers, Pagnoni, Holtzman, Zettlemoyer, "QLoRA" (arXiv 2305.14314), se
 functional.py `quantize_4bit`, backends/default/ops.py.
 Against other code: equal to bitsandbytes in codes, absmax and nested absmax. Its mean of the absmax is a float32 sum,
 here a float64 sum that is then rounded: the last bit of the offset may differ. Its compiled CPU library finds the 8-bit
-code of a scale in a coarse table, and within 2^-16 of the middle between two levels takes the other one. Its default
-backend divides in a short last block instead of multiplying with the inverse.
+code of a scale in a table of coarse steps: within 2^-16 of the middle between two levels it may take a neighbour (1 in
+1000 of evenly spread values). Its default backend divides in a short last block where others multiply with the inverse.
 Leaves out: FP4, and the repacked layout that bitsandbytes makes in memory for CPUs.
 """
 

@@ -6,7 +6,9 @@
     linear      QuantLinear: a Linear layer that computes from quantized arrays
     calibrate   the inputs of every block, streamed one block at a time
     absorb      AWQ's scales moved into the layer before, so that the function stays the same
-    quantize    all of it together
+    quantize    all of it together, and report, what came of it
+    mix         a whole model in the types that a GGUF mix gives its tensors
+    gguf        models <-> GGUF files
 
 Needs torch and transformers (`pip install refquant[torch]`); `import refquant` does not load this package.
 """
@@ -14,6 +16,7 @@ Needs torch and transformers (`pip install refquant[torch]`); `import refquant` 
 from refquant.models.calibrate import default_calibration
 from refquant.models.linear import QuantLinear
 from refquant.models.load import KNOWN, caveats, load
-from refquant.models.quantize import Report, quantize
+from refquant.models.quantize import quantize
+from refquant.models.report import Report
 
 __all__ = ["KNOWN", "QuantLinear", "Report", "caveats", "default_calibration", "load", "quantize"]

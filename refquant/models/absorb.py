@@ -29,7 +29,14 @@ from refquant.methods.registry import LayerInputs
 from refquant.models import walk
 from refquant.models.calibrate import Stream
 
-SEARCH_TOKENS = 2048  # tokens on which candidate scales are compared; the channel means use all of them
+PARTS = {
+    "v_proj": 1,
+    "qkv_proj": 3,
+    "c_attn": 3,
+    "up_proj": 1,
+    "gate_up_proj": 2,
+}  # of equal size, where v, up is whole
+SEARCH_TOKENS = 1024  # tokens on which candidate scales are compared; the channel means use all of them
 
 
 @dataclass(frozen=True)
@@ -74,8 +81,7 @@ def scale_groups(block: nn.Module) -> list[ScaleGroup]:
             continue
         width = walk.weight(names[layer]).shape[1]
         rows = walk.weight(names[source]).shape[0]
-        parts = 1 if source.endswith(("v_proj", "up_proj")) and "gate_up" not in source else 3 if layer == out else 2
-        if rows == parts * width:  # the last part of a fused layer is v, or up
+        if rows == PARTS[source.rpartition(".")[2]] * width:  # v, or up, is the last part of a fused layer
             groups.append(ScaleGroup(source, (layer,), layer, rows - width))
     return groups
 

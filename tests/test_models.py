@@ -1,0 +1,214 @@
+"""Walking, calibrating and quantizing models; small random ones of each layout."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from small_models import LAYOUTS, make, token_windows
+
+import refquant as rq
+from refquant.errors import BadFile, BadInput, UnknownName
+from refquant.methods import gptq
+from refquant.models import QuantLinear, absorb, load, quantize, walk
+from refquant.models.calibrate import Stream, watch
+from refquant.models.mix import plan
+
+
+def logits(model, ids):
+    with torch.no_grad():
+        return model(torch.from_numpy(ids)).logits
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_stream_of_activations_ends_where_the_model_does(layout):
+    model, ids = make(layout), token_windows(5)
+    seen = []
+    blocks = walk.blocks(model)
+    blocks[-1].register_forward_hook(lambda m, a, out: seen.append(out[0] if isinstance(out, tuple) else out))
+    logits(model, ids)
+    expected = seen[-1]
+    stream = Stream(model, ids, batch=2)  # 5 windows: the last batch is smaller
+    for index, block in enumerate(blocks):
+        stream.advance(block, index)
+    torch.testing.assert_close(torch.cat(stream.hidden), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_case_25_absorbed_scales_leave_the_logits_as_they_were(layout):
+    model, ids = make(layout), token_windows()
+    before = logits(model, ids)
+    weights = [p.detach().clone() for p in walk.blocks(model)[0].parameters()]
+    stream = Stream(model, ids)
+    for index, block in enumerate(walk.blocks(model)):
+        with watch(block, frozenset({"x", "mean_abs"})) as inputs:
+            list(stream.run(block, index))
+        absorb.prepare_awq(block, index, stream, inputs, rq.as_grid("int3-g32"), clip=False)
+        stream.advance(block, index)
+    after = logits(model, ids)
+    assert (after - before).abs().max() <= 2e-5 * before.abs().max()
+    moved = [not torch.equal(a, b) for a, b in zip(weights, walk.blocks(model)[0].parameters(), strict=True)]
+    assert any(moved), "the search chose no scale, so nothing was tested"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_case_25_each_single_absorption_keeps_the_block_in_float64(layout):
+    model = make(layout).double()
+    x = torch.randn(2, 8, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    block = walk.blocks(model)[0]
+    stream = Stream(model, token_windows(2, 8))
+    args, kwargs = stream.arguments[2][0]
+
+    def run():
+        with torch.no_grad():
+            out = block(x, *args, **kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
+    groups = absorb.scale_groups(block)
+    expected = {"phi3-gqa": 3, "gpt2": 3}.get(layout, 4 if "gqa" not in layout else 3)
+    if layout in ("mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"):
+        expected = 3  # grouped queries: v has fewer rows than o has columns
+    assert len(groups) == expected
+    for group in groups:
+        before = run()
+        width = walk.weight(block.get_submodule(group.layers[0])).shape[1]
+        absorb.absorb(block, group, np.exp(np.random.default_rng(2).normal(size=width)))
+        # Gemma's norms multiply by their weight in float32, whatever the model's dtype.
+        tolerance = 1e-6 if layout.startswith("gemma") else 1e-12
+        assert (run() - before).abs().max() < tolerance * before.abs().max()
+
+
+def test_a_layout_that_only_looks_known_is_refused():
+    model = make("llama")
+    block = walk.blocks(model)[0]
+    inner = block.mlp.forward
+    block.mlp.forward = lambda x: inner(x) + 0.1 * x  # the norm now feeds something besides gate and up
+    stream = Stream(model, token_windows())
+    with watch(block, frozenset({"x", "mean_abs"})) as inputs:
+        list(stream.run(block, 0))
+    with pytest.raises(BadInput, match="absorbing"):
+        absorb.prepare_awq(block, 0, stream, inputs, rq.as_grid("int2-g32"))
+    with pytest.raises(BadInput, match="does not know the layout"):
+        absorb.scale_groups(block.mlp)
+
+
+@pytest.mark.parametrize("layout", ["llama-gqa", "gpt2", "phi3"])
+@pytest.mark.parametrize("method", ["rtn", "gptq", "awq"])
+def test_a_quantized_model_runs_from_its_arrays(layout, method):
+    model, ids = make(layout), token_windows()
+    plain = logits(model, ids)
+    report = quantize(model, method, "int8-g32", calibration=ids)
+    layers = [m for m in model.modules() if isinstance(m, QuantLinear)]
+    assert len(layers) == len(report.layers)
+    assert not walk_linears_left(model)
+    dense = logits(model, ids)
+    assert (dense - plain).abs().max() < 0.05 * plain.abs().max()
+    for layer in layers:
+        layer.backend = "numpy"
+    torch.testing.assert_close(logits(model, ids), dense, rtol=1e-4, atol=1e-4)
+
+
+def walk_linears_left(model):
+    return [m for block in walk.blocks(model) for m in block.modules() if isinstance(m, torch.nn.Linear)]
+
+
+def test_the_report_counts_real_bytes():
+    model = make("llama-gqa")
+    parameters = sum(p.numel() for p in model.parameters())
+    report = quantize(model, "rtn", "int4-g32")
+    nbytes = sum(m.quantized.nbytes for m in model.modules() if isinstance(m, QuantLinear))
+    assert report.bits_per_weight == 8 * nbytes / report.weights
+    assert report.layers[0].nbytes == 64 * 64 * (4 + (16 + 4) / 32) / 8  # q_proj, 64 x 64
+    assert report.model_bytes == nbytes + 2 * (parameters - report.weights)
+
+
+@pytest.mark.parametrize("mix", ["Q4_K_M", "Q8_0", "Q2_K"])
+def test_a_mix_takes_the_bytes_that_its_plan_says(mix):
+    model, ids = make("llama-gqa"), token_windows()
+    plain = logits(model, ids)
+    chosen = plan(model, mix)
+    report = quantize(model, "gguf", mix)
+    assert report.model_bytes == chosen.nbytes
+    assert sorted(layer.format for layer in report.layers) == sorted(t for t in chosen.types.values() if t != "F32")
+    assert not walk_linears_left(model)
+    assert isinstance(model.lm_head, QuantLinear)
+    error = (logits(model, ids) - plain).abs().max() / plain.abs().max()
+    assert 0 < error < (0.02 if mix == "Q8_0" else 0.5)
+
+
+def test_a_mix_for_an_architecture_that_gguf_does_not_know_is_refused():
+    model = make("gpt2")
+    with pytest.raises(BadInput, match="gpt2"):
+        quantize(model, "gguf", "Q4_K_M")
+    with pytest.raises(UnknownName, match="Q4_K_M"):
+        quantize(make("llama"), "gguf", "Q4_K_XXL")
+
+
+def test_gptq_layers_are_calibrated_on_the_quantized_blocks_before_them():
+    model, ids = make("llama"), token_windows(8)
+    original = copy.deepcopy(model)
+    quantize(model, "gptq", "int3-g32", calibration=ids, batch=3)
+    # By hand: the last block's down_proj, its inputs taken from the model whose earlier blocks are quantized.
+    hybrid = copy.deepcopy(model)
+    walk.blocks(hybrid)[1] = walk.blocks(original)[1]
+    inputs = []
+    layer = walk.blocks(hybrid)[1].mlp.down_proj
+    layer.register_forward_pre_hook(lambda m, args: inputs.append(args[0].flatten(0, -2).numpy()))
+    logits(hybrid, ids)
+    H = gptq.hessian(np.concatenate(inputs))
+    expected = gptq.quantize(walk.weight_array(layer), H, "int3-g32").quantized
+    got = walk.blocks(model)[1].mlp.down_proj.quantized
+    different = np.mean(rq.dequantize(got) != rq.dequantize(expected))
+    assert different < 0.01
+
+
+def test_layers_that_share_an_input_share_its_statistics():
+    model, ids = make("llama"), token_windows()
+    stream = Stream(model, ids)
+    block = walk.blocks(model)[0]
+    with watch(block, frozenset({"hessian", "mean_square", "mean_abs", "x"}), sample=50) as inputs:
+        list(stream.run(block, 0))
+    q, v, o = (inputs[f"self_attn.{name}_proj"] for name in "qvo")
+    assert q is v
+    assert q is not o
+    assert q.tokens == ids.size
+    assert q.x.shape == (50, 64)
+    np.testing.assert_allclose(np.diag(q.hessian.H) / 2, q.mean_square, rtol=1e-4)
+
+
+def test_named_errors():
+    with pytest.raises(UnknownName, match="gptq"):
+        quantize(make("llama"), "magic")
+    with pytest.raises(UnknownName, match="int4-g128"):
+        quantize(make("llama"), "rtn", "int99")
+    with pytest.raises(BadInput, match="needs calibration"):
+        quantize(make("llama"), "gptq", "int4-g32")
+    with pytest.raises(BadInput, match="at least one window"):
+        quantize(make("llama"), "gptq", "int4-g32", calibration=np.zeros((0, 16), int))
+    broken = make("llama")
+    with torch.no_grad():
+        walk.blocks(broken)[1].mlp.up_proj.weight[3, 4] = torch.nan
+    with pytest.raises(BadInput, match=r"block 1 mlp.up_proj.*\[3, 4\]"):
+        quantize(broken, "rtn", "int4-g32")
+    assert walk_linears_left(broken), "nothing is changed when the weights are refused"
+    with torch.no_grad():
+        walk.blocks(broken)[1].mlp.up_proj.weight[3, 4] = 1e30  # finite, but the activations overflow
+        walk.blocks(broken)[1].mlp.gate_proj.weight[3] = 1e30
+    with pytest.raises(BadInput, match="NaN or infinite activations"):
+        quantize(broken, "gptq", "int4-g32", calibration=token_windows())
+    done = make("llama")
+    quantize(done, "rtn", "int4-g32")
+    with pytest.raises(BadInput, match="already quantized"):
+        quantize(done, "rtn", "int4-g32")
+
+
+def test_load_says_what_is_wrong(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "note.gguf").write_bytes(b"hello, this is no model")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{}")
+    for bad in ("empty", "note.gguf", "broken"):
+        with pytest.raises(BadFile):
+            load(str(tmp_path / bad))
+    with pytest.raises(UnknownName, match="smollm2"):
+        load("no-such-model")

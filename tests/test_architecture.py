@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "compare": BASE | {"evaluate", "models"},
     "bandwidth": BASE,
     "claims": BASE | {"bandwidth", "models"},
-    "cli": BASE | {"evaluate", "models", "compare", "bandwidth", "claims"},
+    "cli": BASE | {"inspect_file", "evaluate", "models", "compare", "bandwidth", "claims"},
 }
 METHOD_LINES, MODULE_LINES = 150, 250
 

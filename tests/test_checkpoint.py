@@ -633,11 +633,11 @@ def test_a_folder_quantized_tensor_by_tensor_is_the_model_quantized_in_memory(
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("stop", [1, 2, 4, 7, 11])
+@pytest.mark.parametrize("stop", [1, 3, 7, 20])
 def test_an_interrupted_run_continues_to_the_same_bytes(tmp_path, source, monkeypatch, stop):
     def run(target, resume=False):
         checkpoint.quantize_folder(
-            source, tmp_path / target, "gptq", "int4-g32", resume=resume, shard_bytes=4_500, command="refquant"
+            source, tmp_path / target, "gptq", "int4-g32", resume=resume, shard_bytes=2_200, command="refquant"
         )
 
     run("whole")
@@ -657,7 +657,8 @@ def test_an_interrupted_run_continues_to_the_same_bytes(tmp_path, source, monkey
     quantize, done = ops.quantize, []
     monkeypatch.setattr(ops, "quantize", lambda w, grid: done.append(w.shape) or quantize(w, grid))
     run("out", resume=True)
-    assert len(done) <= 14 if stop < 3 else len(done) < 14
+    assert len(done) == 14 if stop == 1 else len(done) <= 14
+    assert len(done) < 14 or stop < 7
     for file in sorted((tmp_path / "whole").iterdir()):
         other = (tmp_path / "out" / file.name).read_bytes()
         assert other.replace(b"out", b"whole") == file.read_bytes().replace(b"out", b"whole"), file.name

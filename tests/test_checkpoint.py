@@ -18,7 +18,7 @@ import refquant as rq
 from refquant import ops
 from refquant.errors import BadFile, BadInput, UnknownName
 from refquant.models import QuantLinear, checkpoint, walk
-from refquant.models.checkpoint import writer
+from refquant.models.checkpoint import stream, writer
 from refquant.models.checkpoint.folder import INDEX, Folder
 from refquant.models.checkpoint.schemes import read_scheme
 
@@ -619,7 +619,10 @@ def source(tmp_path):
     ("gptq", "int4-g32"), ("awq", "int4-g32-sym"), ("compressed-tensors", "fp8-e4m3"), ("compressed-tensors", "nvfp4"),
     ("fp8", "fp8-e4m3-block"), ("bitsandbytes", "nf4-dq"), ("bitsandbytes", "llm-int8"),
 ])  # fmt: skip
-def test_a_folder_quantized_tensor_by_tensor_is_the_model_quantized_in_memory(tmp_path, source, kind, grid):
+def test_a_folder_quantized_tensor_by_tensor_is_the_model_quantized_in_memory(
+    tmp_path, source, monkeypatch, kind, grid
+):
+    monkeypatch.setattr(stream, "ROW_WEIGHTS", 1000)  # 15 or 10 rows at a time
     checkpoint.quantize_folder(source, tmp_path / "out", kind, grid)
     checkpoint.save(quantized(grid), tmp_path / "memory", kind)
     one, two = tensors_of(tmp_path / "out"), tensors_of(tmp_path / "memory")
@@ -630,11 +633,11 @@ def test_a_folder_quantized_tensor_by_tensor_is_the_model_quantized_in_memory(tm
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("stop", [1, 2, 4, 6])
+@pytest.mark.parametrize("stop", [1, 3, 7, 20])
 def test_an_interrupted_run_continues_to_the_same_bytes(tmp_path, source, monkeypatch, stop):
     def run(target, resume=False):
         checkpoint.quantize_folder(
-            source, tmp_path / target, "gptq", "int4-g32", resume=resume, shard_bytes=9_000, command="refquant"
+            source, tmp_path / target, "gptq", "int4-g32", resume=resume, shard_bytes=2_200, command="refquant"
         )
 
     run("whole")
@@ -654,7 +657,8 @@ def test_an_interrupted_run_continues_to_the_same_bytes(tmp_path, source, monkey
     quantize, done = ops.quantize, []
     monkeypatch.setattr(ops, "quantize", lambda w, grid: done.append(w.shape) or quantize(w, grid))
     run("out", resume=True)
-    assert len(done) <= 14 if stop < 3 else len(done) < 14
+    assert len(done) == 14 if stop == 1 else len(done) <= 14
+    assert len(done) < 14 or stop < 7
     for file in sorted((tmp_path / "whole").iterdir()):
         other = (tmp_path / "out" / file.name).read_bytes()
         assert other.replace(b"out", b"whole") == file.read_bytes().replace(b"out", b"whole"), file.name
@@ -709,10 +713,8 @@ def run_command(module, *arguments):
 
 def test_convert_and_inspect_from_the_command_line(gptq, tmp_path, capsys):
     assert run_command("convert", gptq, tmp_path / "awq", "--format", "awq") == 0
-    assert run_command("inspect", tmp_path / "awq", "--layers") == 0
-    out = capsys.readouterr().out
-    assert "14 layers of int4-g32" in out
-    assert "no problems found" in out
+    assert run_command("inspect", tmp_path / "awq") == 0
+    assert "int4-g32" in capsys.readouterr().out
     retensor(tmp_path / "awq", lambda t: t.pop("model.norm.weight"))
     assert run_command("inspect", tmp_path / "awq", "--json") == 1
     found = json.loads(capsys.readouterr().out)

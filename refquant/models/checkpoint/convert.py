@@ -54,8 +54,8 @@ def convert(
 
     Notes
     -----
-    An asymmetric model whose every zero-point is the middle code is written as the symmetric one that it is, except to
-    AWQ, which has no such distinction. Tensors that are not quantized are copied bit for bit.
+    An asymmetric model whose every zero-point is the middle code is written as the symmetric one that it is (AWQ files
+    do not make that distinction). Tensors that are not quantized are copied bit for bit.
     """
     source = Path(source)
     with Folder(source) as folder:
@@ -65,7 +65,7 @@ def convert(
         modules = quantized_modules(scheme, folder.tensors)
         if not modules:
             raise BadFile(f"{source} declares {scheme.method}, but holds no tensor of it")
-        facts = _survey(folder, scheme, modules, progress, look_at_zeros=format != "awq")
+        facts = _survey(folder, scheme, modules, progress)
         dtype = _dtype(folder)
         others = _other_linears(folder, modules)
         goal = choose(format, facts.formats, facts.act_order, others, dtype)
@@ -96,7 +96,7 @@ class _Facts:
         self.zero_points_of_0 = 0
 
 
-def _survey(folder: Folder, scheme: Scheme, modules: list[str], progress: bool, look_at_zeros: bool) -> _Facts:
+def _survey(folder: Folder, scheme: Scheme, modules: list[str], progress: bool) -> _Facts:
     """Read every layer once: formats, maps of columns, and whether asymmetric layers are symmetric in fact."""
     facts, middle = _Facts(), True
     for module in tqdm(modules, desc="reading", unit="layer", disable=not progress, leave=False):
@@ -114,7 +114,7 @@ def _survey(folder: Folder, scheme: Scheme, modules: list[str], progress: bool, 
             zeros = ops.unpack(q)["zeros"]
             facts.zero_points_of_0 += int((zeros == 0).sum())
             middle &= bool((zeros == 1 << layout.bits - 1).all())
-    if middle and look_at_zeros:
+    if middle:
         facts.formats = {name: _symmetric(fmt) for name, fmt in facts.formats.items()}
     return facts
 

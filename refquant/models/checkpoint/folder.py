@@ -6,10 +6,10 @@ refused, because unpickling runs code.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -29,6 +29,11 @@ class Header:
     shard: str
     dtype: str
     shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of its values."""
+        return math.prod(self.shape)
 
 
 def read_json(path: Path) -> dict:
@@ -58,6 +63,11 @@ def quantization_config(path: Path) -> dict | None:
     return found
 
 
+def _open_shard(path: Path) -> safe_open:
+    """Open a shard without mapping it, so that a model takes no more address space than memory."""
+    return safe_open(path, framework="pt", backend="pread")
+
+
 def is_quantized(path) -> bool:
     """Whether the checkpoint folder `path` declares quantized layers."""
     return quantization_config(Path(path)) is not None
@@ -82,7 +92,7 @@ class Folder:
         self.config = read_json(self.path / "config.json")
         self.quantization = quantization_config(self.path)
         self.tensors: dict[str, Header] = {}
-        self._open: dict[str, safe_open] = {}
+        self._open: tuple[str, safe_open] | None = None  # the shard read last
         index = self._index()
         for shard in sorted(set(index.values())) if index else self._single():
             self._add(shard)
@@ -125,7 +135,7 @@ class Folder:
         if not path.is_file():
             raise BadFile(f"{path} is missing: {INDEX} names it as a shard of this model")
         try:
-            file = safe_open(path, framework="pt")
+            file = _open_shard(path)
             names = list(file.keys())
             headers = [file.get_slice(name) for name in names]
         except (SafetensorError, OSError, OverflowError, MemoryError) as problem:
@@ -134,19 +144,21 @@ class Folder:
             if name in self.tensors:
                 raise BadFile(f"{path}: {name} is in {self.tensors[name].shard} too")
             self.tensors[name] = Header(shard, header.get_dtype(), tuple(header.get_shape()))
-        self._open[shard] = file
 
     def __enter__(self):
         return self
 
     def __exit__(self, *problem):
-        self._open.clear()
+        self._open = None
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Return a tensor as torch has it; its memory is the file's, read as it is used."""
+        """Return a tensor as torch has it, read from its shard into memory of its own."""
         if name not in self.tensors:
             raise BadFile(f"{self.path}: the tensor {name} is missing")
-        return self._open[self.tensors[name].shard].get_tensor(name)
+        shard = self.tensors[name].shard
+        if self._open is None or self._open[0] != shard:
+            self._open = shard, _open_shard(self.path / shard)
+        return self._open[1].get_tensor(name)
 
     def read(self, name: str) -> FileTensor:
         """Return a tensor as the layouts of `refquant.formats` take it; `BadFile` for a type they do not know."""
@@ -155,7 +167,7 @@ class Folder:
             raise BadFile(f"{self.path}: {name} has the type {dtype}, which is not read")
         if dtype == "BF16" or dtype.startswith("F8"):
             tensor = tensor.view(_BITS[tensor.element_size()])
-        return FileTensor(dtype, np.array(tensor.numpy()).view(NUMPY[dtype]))
+        return FileTensor(dtype, tensor.numpy().view(NUMPY[dtype]))
 
     def layer(self, module: str) -> dict[str, str]:
         """Return the tensors of a layer, its bias apart: name within the layer -> name in the file."""

@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 from transformers.pytorch_utils import Conv1D
@@ -23,9 +24,11 @@ from refquant.models.checkpoint.opening import empty_model, read_config
 from refquant.models.checkpoint.saving import pack
 from refquant.models.checkpoint.schemes import Scheme, choose
 from refquant.models.checkpoint.writer import ShardWriter, as_torch, check_target, take_place, write_json
+from refquant.quantized import Quantized, find_format
 
 JOURNAL = "refquant-progress.json"
 SHARD_BYTES = 256 << 20
+ROW_WEIGHTS = 4 << 20  # weights of a matrix that are rounded at a time
 
 
 @dataclass
@@ -138,11 +141,11 @@ def quantize_folder(
         state = _Progress.open(work, settings, resume)
         try:
             with tqdm(desc=grid, unit="weight", unit_scale=True, disable=not progress, leave=False) as bar:
-                bar.total = sum(folder.tensor(name).numel() for name in folder.tensors)
-                for name in folder.tensors:
+                bar.total = sum(header.count for header in folder.tensors.values())
+                for name, header in folder.tensors.items():
                     if name not in state.complete:
                         state.add(name, *_outputs(folder, scheme, name, linears, grid, dtype))
-                    bar.update(folder.tensor(name).numel())
+                    bar.update(header.count)
             zeros = state.finish()
         except RefquantError:
             shutil.rmtree(work, ignore_errors=True)
@@ -176,11 +179,20 @@ def _outputs(
             if not torch.isfinite(tensor.to(kind)).all():
                 raise BadInput(f"{name} holds NaN, infinity or values beyond {dtype}; try another dtype")
             tensor = tensor.to(kind)
-        return {name: tensor.clone()}, 0
+        return {name: tensor}, 0
     w = tensor.float().numpy()
     try:
-        q = ops.quantize(w.T if linears[module] else w, grid)
+        q = _quantize(w.T if linears[module] else w, grid)
     except RefquantError as problem:
         raise BadInput(f"{name}: {problem}") from problem
     outputs = {f"{module}.{inner}": as_torch(value) for inner, value in pack(scheme, module, q).items()}
     return outputs, int((ops.unpack(q)["zeros"] == 0).sum()) if "zeros" in q.arrays else 0
+
+
+def _quantize(w: np.ndarray, grid: str) -> Quantized:
+    """Quantize a matrix; on integer grids some rows at a time, which are independent there, to save memory."""
+    if find_format(grid).family != "int":
+        return ops.quantize(w, grid)
+    rows = max(1, ROW_WEIGHTS // w.shape[1])
+    parts = [ops.quantize(w[start : start + rows], grid).arrays for start in range(0, len(w), rows)]
+    return Quantized(grid, w.shape, {key: np.concatenate([part[key] for part in parts]) for key in parts[0]})

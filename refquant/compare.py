@@ -133,10 +133,12 @@ def compare(
     for row in rows:
         candidate = copy.deepcopy(model)
         try:
-            report = models.quantize(candidate, row.method, row.grid, learned.ids, progress=progress)
+            report = models.quantize(candidate, row.method, row.grid, learned.ids, progress=progress, **row.options)
         except BadInput as problem:  # a method that does not know this architecture; said under the table
             table.notes.append(f"{row.label} left out: {problem}.")
             continue
+        if row.options:
+            table.notes.append(f"{row.label}: {', '.join(f'{key} = {value}' for key, value in row.options.items())}.")
         if report.fallbacks:
             table.notes.append(
                 f"{row.label}: {report.fallbacks} matrices have rows that its own type cannot hold and fell back to a "

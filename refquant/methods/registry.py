@@ -12,13 +12,17 @@ from refquant.quantized import Quantized, find_format
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table that `refquant compare` prints: what to run, and the lesson's two columns about its use."""
+    """A line of the table that `refquant compare` prints: what to run, and the lesson's two columns about its use.
+
+    `options` go to the method, and are named under the table.
+    """
 
     label: str
     method: str
     grid: str
     hardware: str
     use_case: str
+    options: dict = field(default_factory=dict, hash=False)
 
 
 @dataclass
@@ -43,11 +47,13 @@ class Method:
     """How one Linear layer is quantized: `layer(w, grid, inputs, **options) -> Quantized`.
 
     `needs` names the `LayerInputs` fields that calibration must fill; empty for a method that looks at weights only.
+    `tokens` is how many calibration tokens it has use for, where that is few.
     """
 
     name: str
     layer: Callable[..., Quantized]
     needs: frozenset[str] = frozenset()
+    tokens: int | None = None
     rows: tuple[Row, ...] = field(default=())
 
 
@@ -83,6 +89,6 @@ def own_format(family: str) -> Callable[..., Quantized]:
     return layer
 
 
-def gpu_rows(method: str, label: str, use_cases: dict[str, str]) -> tuple[Row, ...]:
+def gpu_rows(method: str, label: str, use_cases: dict[str, str], **options) -> tuple[Row, ...]:
     """Rows for the grids of a method whose checkpoints GPU servers load."""
-    return tuple(Row(f"{label} {grid}", method, grid, "GPU", use_case) for grid, use_case in use_cases.items())
+    return tuple(Row(f"{label} {grid}", method, grid, "GPU", use, options) for grid, use in use_cases.items())

@@ -36,7 +36,7 @@ PARTS = {
     "up_proj": 1,
     "gate_up_proj": 2,
 }  # of equal size, where v, up is whole
-SEARCH_TOKENS = 1024  # tokens on which candidate scales are compared; the channel means use all of them
+SEARCH_TOKENS = 512  # tokens on which candidate scales are compared; the channel means use all of them
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,8 @@ def quantize(
     for index, block in enumerate(layers):  # before anything is changed
         for name, layer in walk.linears(block).items():
             check_weights(walk.weight_array(layer), f"block {index} {name}")
+    if entry.tokens is not None and np.ndim(calibration) == 2:
+        calibration = calibration[: -(-entry.tokens // np.shape(calibration)[1])]
     stream = Stream(model, calibration, batch) if entry.needs else None
     bar = tqdm(layers, desc=f"{method} {grid.name}", unit="block", disable=not progress, leave=False)
     for index, block in enumerate(bar):

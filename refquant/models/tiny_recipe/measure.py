@@ -115,7 +115,7 @@ def quantized(model, ids: np.ndarray, calibration: np.ndarray, context: int, win
             changed = copy.deepcopy(model)
             quantize(changed, method, grid, tokens)
             scores = score(changed, ids, "llama.cpp", context, windows=windows)
-            error = base.perplexity * float((scores.nll - base.nll).std(ddof=1)) / len(base.nll) ** 0.5
+            error = scores.perplexity * float((scores.nll - base.nll).std(ddof=1)) / len(base.nll) ** 0.5
             row = {"grid": grid, "method": method, "perplexity": scores.perplexity}
             out["rows"].append(row | {"difference": scores.perplexity - base.perplexity, "standard_error": error})
     return out

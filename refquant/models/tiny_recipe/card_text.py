@@ -110,8 +110,8 @@ def card(runs: dict, manifest: dict, m: dict) -> str:
         "error of the",
         "difference on the same tokens.\n",
         quantized_table(q),
-        f"\nSo int4-g128 costs {min(four):.1f} to {max(four):.1f} percent of perplexity here, depending on the method: a",
-        "small model has less to spare than the large ones that papers report on.\n",
+        f"\nSo int4-g128 costs {min(four):.1f} to {max(four):.1f} percent of perplexity here, depending on the method:",
+        "a small model has less to spare than the large ones that papers report on.\n",
         "## Text it writes\n",
         "Greedy, and sampled at temperature 0.8 and top-p 0.95 with seed 0; the first of each, not chosen.\n",
     ]

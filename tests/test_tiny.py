@@ -92,11 +92,13 @@ def test_calibration_and_evaluation_share_no_run_of_sixteen_tokens_beyond_boiler
 
 def test_held_out_documents_belong_to_their_part_by_the_recipes_rule():
     from refquant.models.tiny_recipe.clean import part_of
+    from refquant.models.tiny_recipe.sources import SHARE_ALIKE
 
     for part in tiny.PARTS:
         names = MANIFEST["parts"][part]["names"]
         assert len(names) == MANIFEST["parts"][part]["documents"]
         assert {part_of(n) for n in names} == {part}
+        assert not [n for n in names if SHARE_ALIKE.match(n)]
 
 
 def test_an_unknown_part_is_named():

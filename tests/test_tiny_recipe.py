@@ -1,6 +1,7 @@
 """The recipe of the bundled model: readers, cleaning, splits, tokenizer, training; on small texts and micro models."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -181,6 +182,19 @@ def test_paths_of_tests_translations_and_vendored_code_are_not_read():
         "doc/_sources/a.txt",
     ):
         assert not sources.wanted(source, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        ("google_cloud_aiplatform-2.7.0-py2.py3-none-any.whl", "2.7.0"),
+        ("llvm-toolchain-15_15.0.6.orig.tar.xz", "15.0.6"),
+        ("python-scipy-doc_1.10.1-2_all.deb", "1.10.1-2"),
+        ("scipy_1.10.1+dfsg.orig-doc.tar.gz", "1.10.1+dfsg"),
+    ],
+)
+def test_the_version_is_read_from_an_archives_name(name, version):
+    assert sources.version_of(Path(name)) == version
 
 
 def test_every_source_is_listed_once_under_a_permissive_licence():

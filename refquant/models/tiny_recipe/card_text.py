@@ -29,15 +29,45 @@ def activation_table(rows: list[dict]) -> str:
     return "\n".join(out)
 
 
+def quantized_table(q: dict) -> str:
+    """One line for each grid, one column for each method: the rise in perplexity and its standard error."""
+    methods = list(dict.fromkeys(r["method"] for r in q["rows"]))
+    out = ["| grid | " + " | ".join(methods) + " |", "| --- |" + " ---: |" * len(methods)]
+    for grid in dict.fromkeys(r["grid"] for r in q["rows"]):
+        cells = [f"+{r['difference']:.4f} ± {r['standard_error']:.4f}" for r in q["rows"] if r["grid"] == grid]
+        out.append(f"| {grid} | " + " | ".join(cells) + " |")
+    return "\n".join(out).replace("+-", "-")
+
+
+def tried_table(runs: list[dict]) -> str:
+    """One line for each run: its settings and where its validation loss was lowest."""
+    out = ["| layers, MLP width | batch | peak rate | decay | weight decay | from | steps | lowest validation loss |"]
+    out.append("| --- " + "| ---: " * 4 + "| --- | ---: | ---: |")
+    for r in runs:
+        s, c = r["settings"], r["config"]
+        shape = f"{c['num_hidden_layers']}, {c['intermediate_size']}"
+        decay = f"linear over {s['decay']}" if s.get("decay", "0.0") != "0.0" else "cosine"
+        start = "stage 1" if s.get("init", "None") != "None" else "nothing"
+        last = r["train"][-1][0]
+        steps = f"{last} of {r['steps']}" if r.get("steps", last) != last else last
+        out.append(
+            f"| {shape} | {s['batch']} | {s['peak']} | {decay} | {s['weight_decay']} | {start} | {steps} | "
+            f"{r['best'][1]:.4f} (step {r['best'][0]}) |"
+        )
+    return "\n".join(out)
+
+
 def _worst(rows):
     return max((row[k]["ratio"], k, i) for i, row in enumerate(rows) for k in row)
 
 
-def card(stages: list[dict], abandoned: dict | None, manifest: dict, m: dict) -> str:
+def card(runs: dict, manifest: dict, m: dict) -> str:
     """The whole README.md."""
+    stages, abandoned = runs["stages"], runs["abandoned"]
     c, parts = stages[-1]["config"], manifest["parts"]
     seen = [s["best"][0] * int(s["settings"]["batch"]) * c["max_position_embeddings"] for s in stages]
-    ev, licences = m["evaluation"], sorted({s["licence"] for s in manifest["sources"]})
+    q, ev, licences = m["quantized"], m["evaluation"], sorted({s["licence"] for s in manifest["sources"]})
+    four = [100 * r["difference"] / q["perplexity"] for r in q["rows"] if r["grid"] == "int4-g128"]
     minutes = sum(s["seconds"] for s in stages) / 60
     lines = [
         "---\nlicense: apache-2.0\nlanguage: en\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n",
@@ -73,12 +103,21 @@ def card(stages: list[dict], abandoned: dict | None, manifest: dict, m: dict) ->
         "(llama.cpp); a test holds this.",
         "\nHeld-out documents that shared more than a tenth of their 8-word sequences with training were dropped, so",
         "this text is harder than the training text, of which much repeats itself in other words.\n",
+        "## Quantized\n",
+        f"The rise over {q['perplexity']:.4f} (llama.cpp protocol, first {q['windows']} windows) when the Linear "
+        "layers of",
+        f"the decoder are quantized by refquant, calibrated on {q['calibration_windows']} windows; ± is the standard "
+        "error of the",
+        "difference on the same tokens.\n",
+        quantized_table(q),
+        f"\nSo int4-g128 costs {min(four):.1f} to {max(four):.1f} percent of perplexity here, depending on the method:",
+        "a small model has less to spare than the large ones that papers report on.\n",
         "## Text it writes\n",
         "Greedy, and sampled at temperature 0.8 and top-p 0.95 with seed 0; the first of each, not chosen.\n",
     ]
     for s in m["samples"]:
         lines.append(f"**{s['prompt']}**\n")
-        lines += [f"- {how}: {' / '.join(s[how].split(chr(10) + chr(10)))}" for how in ("greedy", "sampled")]
+        lines += [f"- {how}: {' / '.join(s[how].strip().split(chr(10) + chr(10)))}" for how in ("greedy", "sampled")]
         lines.append("")
     worst = _worst(m["activations"])
     lines += [
@@ -93,8 +132,8 @@ def card(stages: list[dict], abandoned: dict | None, manifest: dict, m: dict) ->
         lines += [
             f"SmolLM2-135M on the same text reaches {high[0]:.1f} ({high[1]}, layer {high[2]}):\n",
             activation_table(other),
-            "\nSo what depends on outliers (LLM.int8's mixed decomposition, the size of AWQ's gain over RTN) shows",
-            "less here than in large models. Nothing was planted to make it show.",
+            "\nWhat depends on outliers, such as the mixed decomposition of LLM.int8, has little to do here. Nothing",
+            "was planted to change that.",
         ]
     lines += [
         "\n## Training\n",
@@ -102,8 +141,9 @@ def card(stages: list[dict], abandoned: dict | None, manifest: dict, m: dict) ->
         f"{' and '.join(f'{s / 1e6:.0f}' for s in seen)} million tokens ({sum(seen) / parts['training']['tokens']:.0f} "
         f"passes over {parts['training']['tokens'] / 1e6:.1f} million) on one {stages[-1]['device']}, "
         f"{minutes:.0f} minutes. AdamW,",
-        "bfloat16 autocast, float32 master weights. The weights kept are those with the lowest loss on a validation",
-        f"part that is used for nothing else: {stages[-1]['best'][1]:.4f} nats a token.",
+        "betas 0.9 and 0.95, gradients clipped at 1, bfloat16 autocast, float32 master weights. The weights kept are",
+        "those with the lowest loss on a validation part that serves such choices only: "
+        f"{stages[-1]['best'][1]:.4f} nats a token.",
     ]
     if abandoned:
         lines += [
@@ -114,8 +154,10 @@ def card(stages: list[dict], abandoned: dict | None, manifest: dict, m: dict) ->
             f"{stages[0]['best'][0]} and",
             f"brought the learning rate to nothing in {stages[1]['steps']} steps.",
         ]
+    if runs["tried"]:
+        lines += ["\nOther runs:\n", tried_table(runs["tried"])]
     lines += [
-        "\nTo repeat it (packages of Debian 12 and PyPI; minutes on one data-centre GPU, a day on a few CPU cores):\n",
+        "\nTo repeat it (the packages come from PyPI and Debian 12):\n",
         "```\n" + commands(stages) + "\n```\n",
         "A GPU's sums have no fixed order, so a repeated run gives a model of the same quality, not the same bytes.\n",
         "## Data\n",
@@ -132,6 +174,6 @@ def card(stages: list[dict], abandoned: dict | None, manifest: dict, m: dict) ->
         "\nWhole documents go to one part by a hash of their name. Paragraphs that occur twice are kept once, over",
         "all parts. `manifest.json` lists every package with version, licence and archive hashes, and the names of the",
         f"held-out documents; `NOTICE` gives attribution. Licences: {', '.join(licences)}.",
-        "The weights, like refquant, are under Apache-2.0.",
+        "No share-alike text is in the token files. The weights, like refquant, are under Apache-2.0.",
     ]
     return "\n".join(lines) + "\n"

@@ -72,6 +72,8 @@ def split(documents, most_overlap: float = 0.1, held_out_characters: int = 6000)
     parts = {part: [] for part in clean.PARTS}
     for name, text in documents:
         part = clean.part_of(name)
+        if part in ("calibration", "evaluation") and sources.SHARE_ALIKE.match(name):
+            continue
         if part != "training" and len(text) > held_out_characters:
             text = text[: text.rfind("\n\n", 0, held_out_characters)] if "\n\n" in text[:held_out_characters] else ""
         if text:
@@ -88,7 +90,7 @@ def main():
     """Run the whole recipe."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--versions", type=Path, help="a manifest.json whose versions are fetched, not the newest")
+    parser.add_argument("--versions", type=Path, help="a manifest.json whose wheels are fetched, not the newest")
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
     pinned = {}

@@ -3,7 +3,7 @@
 A source is a package and the registry it is fetched from with that registry's own client. `debian` is the upstream
 source of a Debian package (`apt-get source`), `deb` a built documentation package (`apt-get download`), `pypi` a wheel
 (`pip download`). Nothing is built or run. Packages whose documentation is under the GPL, LGPL, GFDL or MPL are left
-out, so that token files made from the text may be passed on under notices alone.
+out; of the few share-alike documents none gets into the token files, which so may be passed on under notices alone.
 """
 
 import re
@@ -33,8 +33,18 @@ class Source:
         return f"{self.registry}/{self.name}"
 
 
+# Packages whose licence differs from that of the group they are listed in.
+_DIFFERS = {
+    "guava-libraries": APACHE,
+    "python-celery-doc": "CC-BY-SA-4.0",
+    "python-dask-doc": BSD,
+    "python-xarray-doc": APACHE,
+    "rails": "MIT; guides CC-BY-SA-4.0",
+}
+
+
 def _many(registry, licence, names, **options):
-    return [Source(registry, name, licence, **options) for name in names.split()]
+    return [Source(registry, name, _DIFFERS.get(name, licence), **options) for name in names.split()]
 
 
 CODE = "go rs java md rst txt html ex"
@@ -87,6 +97,9 @@ SOURCES = [
     *_many("pypi", APACHE, "google-cloud-aiplatform google-ads", endings="py", cap=6),
 ]  # fmt: skip
 
+# Share-alike text may be learned from, but is not passed on: no such document gets into the token files that ship.
+SHARE_ALIKE = re.compile(r"deb/python-celery-doc/|debian/rails/guides/")
+
 _SKIP = re.compile(
     r"(?i)(^|/)(tests?|testing|testdata|test_data|vendor|vendored|_vendor|third_?party|3rdparty|node_modules|external|"
     r"extern|deps|locale|po|_sources|_modules|_static|licen[cs]es?|debian)/|(^|/)(licen[cs]e|copying|copyright|authors|"
@@ -105,24 +118,32 @@ def wanted(source: Source, path: str) -> bool:
 
 
 def download(source: Source, folder: Path, version: str = "") -> list[Path]:
-    """Fetch a package into folder/registry/name, unless it is there already, and return its archives."""
+    """Fetch a package into folder/registry/name, unless it is there already, and return its archives.
+
+    `version` pins a wheel. A Debian release holds one version of a package, so there the release decides.
+    """
     folder = folder / source.key
     if not folder.exists():
         folder.mkdir(parents=True)
-        pinned = source.name + {"pypi": "=="}.get(source.registry, "=") * bool(version) + version
         command = {
-            "debian": ["apt-get", "source", "--download-only", "-qq", pinned],
-            "deb": ["apt-get", "download", "-qq", pinned],
-            "pypi": ["pip", "download", "-q", "--no-deps", "--only-binary=:all:", pinned],
+            "debian": ["apt-get", "source", "--download-only", "-qq", source.name],
+            "deb": ["apt-get", "download", "-qq", source.name],
+            "pypi": ["pip", "download", "-q", "--no-deps", "--only-binary=:all:", source.name],
         }[source.registry]
+        if version and source.registry == "pypi":
+            command[-1] += f"=={version}"
         subprocess.run(command, cwd=folder, check=False)
+        if not any(folder.iterdir()):
+            folder.rmdir()
     kinds = {"debian": "*.orig*.tar.*", "deb": "*.deb", "pypi": "*.whl"}
     return sorted(p for p in folder.glob(kinds[source.registry]) if p.suffix != ".asc")
 
 
 def version_of(archive: Path) -> str:
-    """The version in an archive's name."""
-    return re.split(r"[_-]", archive.name.replace(".orig", "_"), maxsplit=2)[1].removesuffix(".whl")
+    """The version in an archive's name; of a Debian source package the upstream version, without Debian's revision."""
+    if archive.suffix == ".whl":
+        return archive.name.split("-")[1]
+    return archive.name.split("_")[1].split(".orig")[0].replace("%3a", ":")
 
 
 def members(archive: Path, source: Source) -> Iterator[tuple[str, bytes]]:

@@ -1,0 +1,15 @@
+"""Fast paths on the CPU, in Numba. Importing this registers them as backend "numba". Reading order:
+
+    simd          sixteen numbers computed with as one
+    compile       compiled when first used, kept on disk, spread over threads
+    lanes         roundings, float16, transposition
+    searches      ggml's searches for the best scale
+    blocks        an encoder as an operation
+    quantize_k    Q2_K Q3_K Q4_K Q5_K Q6_K
+
+Every result is the NumPy reference's, to the byte where that is the rule (encoders, decoders), else within its bounds.
+"""
+
+from refquant_kernels.cpu import quantize_iq, quantize_k, quantize_legacy
+
+__all__ = ["quantize_iq", "quantize_k", "quantize_legacy"]

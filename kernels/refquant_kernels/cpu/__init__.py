@@ -6,10 +6,11 @@
     searches      ggml's searches for the best scale
     blocks        an encoder as an operation
     quantize_k    Q2_K Q3_K Q4_K Q5_K Q6_K
+    quantize_legacy, quantize_iq, quantize_rounded    the other block formats
 
 Every result is the NumPy reference's, to the byte where that is the rule (encoders, decoders), else within its bounds.
 """
 
-from refquant_kernels.cpu import quantize_iq, quantize_k, quantize_legacy
+from refquant_kernels.cpu import quantize_iq, quantize_k, quantize_legacy, quantize_rounded
 
-__all__ = ["quantize_iq", "quantize_k", "quantize_legacy"]
+__all__ = ["quantize_iq", "quantize_k", "quantize_legacy", "quantize_rounded"]

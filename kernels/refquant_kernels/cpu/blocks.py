@@ -18,7 +18,11 @@ PIECE = 1 << 16  # weights: some 500 microseconds of work, so that handing it ou
 
 
 def encoder(name: str, kernel, which: int, weights: int = 256, uses_importance: bool = True, extra=None) -> None:
-    """Register `kernel` as the `quantize` of a format; `extra(w, n, k)`, if given, makes one number a row."""
+    """Register `kernel` as the `quantize` of a format.
+
+    `extra(w, n, k)`, if given, makes the numbers that the kernel needs beside the weights (with an importance only,
+    where the format uses one).
+    """
 
     @ops.fast_path("quantize", name, backend="numba")
     def quantize(w, format, importance=None):  # noqa: A002 (ops calls it that)
@@ -26,18 +30,18 @@ def encoder(name: str, kernel, which: int, weights: int = 256, uses_importance: 
         check_importance(importance)
         n, k = w.shape
         ((dims, _),) = find_format(format).layout(n, k).values()
-        out = np.empty(dims, np.uint8)
+        groups = -(-(n * k // weights) // LANES)
+        out = np.empty(groups * LANES * find_format(format).nbytes((1, weights)), np.uint8)  # room for whole groups
         flat = np.ascontiguousarray(w, np.float32).reshape(-1)
         weighted = importance is not None and uses_importance
         column = np.ascontiguousarray(importance, np.float32) if weighted else NONE
-        rows = extra(flat, n, k) if weighted and extra else NONE
-        groups = -(-(n * k // weights) // LANES)
+        rows = extra(flat, n, k) if extra and (weighted or not uses_importance) else NONE
 
         def run(first, last):
-            kernel(flat, column, weighted, rows, k, first, last, out.reshape(-1), which)
+            kernel(flat, column, weighted, rows, k, first, last, out, which)
 
         in_pieces(run, groups, max(1, PIECE // (LANES * weights)))
-        return Quantized(format, (n, k), {"blocks": out})
+        return Quantized(format, (n, k), {"blocks": out[: n * dims[1]].reshape(dims)})
 
 
 @kernel()

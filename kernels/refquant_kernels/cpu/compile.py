@@ -4,8 +4,8 @@
 - **The compiled code is kept** in Numba's cache folder (`NUMBA_CACHE_DIR`, `__pycache__` beside the source, or the
   user's cache folder). Where none can be written it is compiled anew in every process. Numba itself notices changes of
   the kernel's own file only; here the stamp covers all files of this package, since kernels are built of several.
-- **Threads** are Numba's number: `numba.set_num_threads`, `NUMBA_NUM_THREADS`. Each piece of work writes its own part of
-  the output and nothing else, so the result does not depend on the number.
+- **Threads** are Numba's number: `numba.set_num_threads`, `NUMBA_NUM_THREADS`. Each piece of work writes its own part
+  of the output and nothing else, so the result does not depend on the number.
 """
 
 import functools
@@ -14,6 +14,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numba
 from numba.core import event
@@ -34,6 +35,12 @@ class _Cache(FunctionCache):
     def __init__(self, function):
         super().__init__(function)
         self._cache_file._source_stamp = _source_stamp()
+
+    def load_overload(self, sig, target_context):
+        try:
+            return super().load_overload(sig, target_context)
+        except (OSError, EOFError, UnpicklingError):
+            return None
 
     def save_overload(self, sig, data):
         try:

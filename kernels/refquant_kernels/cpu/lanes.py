@@ -1,7 +1,7 @@
 """The arithmetic that the encoders share, sixteen blocks at a time: what `methods.kquants.arithmetic` is for NumPy.
 
-A buffer holds a run of vectors, flat: vector i of a run that begins at `at` is `load(buffer, at + 16 * i)`. The lanes of
-all of them belong to the same sixteen blocks.
+A buffer holds a run of vectors, flat: vector i of a run that begins at `at` is `load(buffer, at + 16 * i)`. The lanes
+of all of them belong to the same sixteen blocks.
 """
 
 import numpy as np
@@ -131,16 +131,14 @@ def turn_in(source, starts, size, buffer, at):
 
 
 @helper
-def turn_out(image, size, count, steps, scratch, out, at):
-    """Records of `size` bytes (16 or more) from vectors of bytes to out[at], one after the other; the first `count`.
+def turn_out(image, size, steps, out, at):
+    """Sixteen records of `size` bytes (16 or more) from vectors of bytes to out[at], one after the other.
 
     `steps` is 0, 16, 32, ...
     """
     for i in range(0, size, LANES):
         i = min(i, size - LANES)
-        turn(image, steps, LANES * i, scratch, i, size)
-    for i in range(count * size):
-        out[at + i] = scratch[i]
+        turn(image, steps, LANES * i, out, at + i, size)
 
 
 @helper

@@ -37,8 +37,8 @@ def quantize_iq4(w, importance, weighted, extra, k, first, last, out, size):
     blocks = w.size // size
     starts, rows = np.empty(LANES, np.int64), np.arange(0, 16 * LANES, LANES)
     x, weight = np.empty(256 * LANES, np.float32), np.empty(256 * LANES, np.float32)
-    scale, scales = np.empty(8 * LANES, np.float32), np.empty(8 * LANES, np.int32)
-    image, scratch = np.empty(136 * LANES, np.uint8), np.empty(136 * LANES, np.uint8)
+    scale = np.empty(8 * LANES, np.float32)
+    image = np.empty(136 * LANES, np.uint8)
 
     for group in range(first, last):
         block = LANES * group
@@ -78,7 +78,7 @@ def quantize_iq4(w, importance, weighted, extra, k, first, last, out, size):
                 at = LANES * (32 * j + i)
                 low, high = table_code(inverse * load(x, at)), table_code(inverse * load(x, at + 16 * LANES))
                 store(image, LANES * (record - 16 * (subs - j) + i), low | (high << 4))
-        turn_out(image, record, min(LANES, blocks - block), rows, scratch, out, block * record)
+        turn_out(image, record, rows, out, block * record)
 
 
 encoder("IQ4_NL", quantize_iq4, 32, 32)

@@ -135,6 +135,7 @@ def quantize_k_with_minimum(w, importance, weighted, extra, k, first, last, out,
         top, start, steps, record = f32(31), f32(-0.5), 15, 176
     if weighted:
         start, step, steps = FIRST, STEP, STEPS
+    absolute = bits == 2 and not weighted
     blocks = w.size // WEIGHTS
     starts, rows = np.empty(LANES, np.int64), np.arange(0, 16 * LANES, LANES)
     x, weight = np.empty(WEIGHTS * LANES, np.float32), np.empty(WEIGHTS * LANES, np.float32)
@@ -142,7 +143,6 @@ def quantize_k_with_minimum(w, importance, weighted, extra, k, first, last, out,
     scale, low, inverse, origin, total, room = state[0], state[1], state[2], state[3], state[4], state[5]
     scales, mins = np.empty(16 * LANES, np.int32), np.empty(16 * LANES, np.int32)
     codes, image = np.empty(WEIGHTS * LANES, np.uint8), np.empty(176 * LANES, np.uint8)
-    scratch = np.empty(176 * LANES, np.uint8)
 
     for group in range(first, last):
         block = LANES * group
@@ -160,9 +160,7 @@ def quantize_k_with_minimum(w, importance, weighted, extra, k, first, last, out,
                 rms = splat(0.0) if bits == 2 else sqrt(sum_of_squares(x, at, size) / f32(size))
                 for i in range(0, LANES * size, LANES):
                     store(weight, i, rms + abs(load(x, at + i)))
-            s, m, q, o = scale_and_min(
-                x, at, weight, p, size, top, start, step, steps, bits == 2 and not weighted, room
-            )
+            s, m, q, o = scale_and_min(x, at, weight, p, size, top, start, step, steps, absolute, room)
             j *= LANES
             store(scale, j, s)
             store(low, j, -m)
@@ -217,7 +215,7 @@ def quantize_k_with_minimum(w, importance, weighted, extra, k, first, last, out,
             if bits == 5:
                 pack_bit(codes, 4, image, 16)
             pack_nibbles(codes, 32, image, record - 128)
-        turn_out(image, record, min(LANES, blocks - block), rows, scratch, out, block * record)
+        turn_out(image, record, rows, out, block * record)
 
 
 # ---- Q3_K, Q6_K: symmetric
@@ -237,7 +235,6 @@ def quantize_k_symmetric(w, importance, weighted, extra, k, first, last, out, bi
     scale, inverse, total = state[0], state[1], state[2]
     scales, descended = np.empty(16 * LANES, np.int32), np.empty(WEIGHTS * LANES, np.int32)
     codes, image = np.empty(WEIGHTS * LANES, np.uint8), np.empty(210 * LANES, np.uint8)
-    scratch = np.empty(210 * LANES, np.uint8)
     by_descent = bits == 3 and not weighted
 
     for group in range(first, last):
@@ -319,7 +316,7 @@ def quantize_k_symmetric(w, importance, weighted, extra, k, first, last, out, bi
             for j in range(16):
                 store(image, LANES * (192 + j), load(scales, LANES * j))
             store_float16(image, 208, d)
-        turn_out(image, record, min(LANES, blocks - block), rows, scratch, out, block * record)
+        turn_out(image, record, rows, out, block * record)
 
 
 for _bits in (2, 4, 5):

@@ -100,7 +100,6 @@ def quantize_legacy(w, importance, weighted, sums, k, first, last, out, which):
     x, weight = np.empty(WEIGHTS * LANES, np.float32), np.empty(WEIGHTS * LANES, np.float32)
     room, mean = np.empty(WEIGHTS * LANES, np.float32), np.empty(LANES, np.float32)
     codes, image = np.empty(WEIGHTS * LANES, np.uint8), np.empty(34 * LANES, np.uint8)
-    scratch = np.empty(34 * LANES, np.uint8)
 
     for group in range(first, last):
         block = LANES * group
@@ -134,7 +133,7 @@ def quantize_legacy(w, importance, weighted, sums, k, first, last, out, which):
                 pack_fifth_bits(codes, image, record - 20)
             pack_nibbles(codes, image, record - 16)
         store_float16(image, 0, to_float16(d))
-        turn_out(image, record, min(LANES, blocks - block), rows, scratch, out, block * record)
+        turn_out(image, record, rows, out, block * record)
 
 
 for _which, _name in enumerate(("Q4_0", "Q4_1", "Q5_0", "Q5_1")):

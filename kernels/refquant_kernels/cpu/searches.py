@@ -8,6 +8,8 @@ Per weight and trial of `scale_and_min`: 9 multiplications, 10 additions, 2 comp
 in registers. One AVX-512 core does that for sixteen blocks in some 14 cycles; ggml needs about 90 for sixteen.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 from refquant.codebooks import IQ4_VALUES
@@ -18,7 +20,7 @@ from refquant_kernels.cpu.simd import LANES, any_lane, load, select, splat, spla
 f32 = np.float32
 ONE, TENTH, CODE127, INFINITY = f32(1), f32(0.1), f32(-127), f32(np.inf)
 VALUES = tuple(f32(v) for v in IQ4_VALUES)
-MIDDLES = tuple((a + b) / 2 for a, b in zip(VALUES, VALUES[1:], strict=False))  # exact: halves of small integers
+MIDDLES = tuple((a + b) / 2 for a, b in pairwise(VALUES))  # exact: halves of small integers
 
 
 # ---- scale * code + minimum

@@ -177,7 +177,7 @@ def _address(context, builder, array_type, array, index, kind=None):
 def _load(context, builder, sig, array, index):
     value = builder.load(_address(context, builder, sig.args[0], array, index))
     value.align = sig.args[0].dtype.bitwidth // 8
-    if sig.args[0].dtype == types.uint8:
+    if sig.args[0].dtype in (types.uint8, types.uint16):
         return builder.zext(value, _vector("I"))
     return builder.sext(value, _vector("I")) if sig.args[0].dtype == types.int8 else value
 
@@ -199,9 +199,9 @@ splat.__doc__ = """splat(number) -> F with the number in every lane."""
 splat_int = _function(I, [types.int32], lambda context, builder, sig, a: _broadcast(builder, a))
 splat_int.__doc__ = """splat_int(number) -> I with the number in every lane."""
 load = _function(_kind_of, [None, types.intp], _load)
-load.__doc__ = """load(array, i) -> elements i .. i + 15; float32 gives F; uint8, int8 and int32 give I."""
+load.__doc__ = """load(array, i) -> elements i .. i + 15; float32 gives F; int32 and narrower integers give I."""
 store = _function(types.void, [None, types.intp, None], _store)
-store.__doc__ = """store(array, i, value): to elements i .. i + 15; of I in an array of bytes the low byte."""
+store.__doc__ = """store(array, i, value): to elements i .. i + 15; of I in an array of bytes or int16 the low bits."""
 select = _function(
     lambda mask, a, b: a if isinstance(a, Lanes) else b,
     [M, None, None],

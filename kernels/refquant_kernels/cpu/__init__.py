@@ -7,10 +7,12 @@
     blocks        an encoder as an operation
     quantize_k    Q2_K Q3_K Q4_K Q5_K Q6_K
     quantize_legacy, quantize_iq, quantize_rounded    the other block formats
+    decode        what one block decodes to
+    dequantize    every block format
 
 Every result is the NumPy reference's, to the byte where that is the rule (encoders, decoders), else within its bounds.
 """
 
-from refquant_kernels.cpu import quantize_iq, quantize_k, quantize_legacy, quantize_rounded
+from refquant_kernels.cpu import dequantize, quantize_iq, quantize_k, quantize_legacy, quantize_rounded
 
-__all__ = ["quantize_iq", "quantize_k", "quantize_legacy", "quantize_rounded"]
+__all__ = ["dequantize", "quantize_iq", "quantize_k", "quantize_legacy", "quantize_rounded"]

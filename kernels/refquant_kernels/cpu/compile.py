@@ -10,11 +10,13 @@
 
 import functools
 import hashlib
+import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from pickle import UnpicklingError
+from types import FunctionType
 
 import numba
 from numba.core import event
@@ -49,6 +51,16 @@ class _Cache(FunctionCache):
             self.disable()
 
 
+def specialized(template, name: str, **names):
+    """Copy a kernel's function with some of the names that it uses bound to other things: one loop for many formats.
+
+    A closure would do, but Numba could not keep its code on disk: a helper is a new object in every process.
+    """
+    copy = FunctionType(template.__code__, {**template.__globals__, **names}, name)
+    copy.__qualname__ = name
+    return kernel()(copy)
+
+
 _KERNELS = set()
 
 
@@ -80,6 +92,13 @@ def kernel(**options):
     return make
 
 
+_POOLS = {}  # threads - 1 -> executor, made when first needed
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_POOLS.clear)  # the threads stayed behind
+
+
 def in_pieces(run, count: int, least: int) -> None:
     """Call run(first, last) for consecutive pieces of range(count), no smaller than `least`, on Numba's threads."""
     threads = min(numba.get_num_threads(), -(-count // least))
@@ -98,8 +117,9 @@ def in_pieces(run, count: int, least: int) -> None:
                 return
             run(first, min(first + size, count))
 
-    with ThreadPoolExecutor(threads - 1) as pool:
-        others = [pool.submit(work) for _ in range(threads - 1)]
-        work()
-        for other in others:
-            other.result()
+    if threads - 1 not in _POOLS:
+        _POOLS[threads - 1] = ThreadPoolExecutor(threads - 1, thread_name_prefix="refquant")
+    others = [_POOLS[threads - 1].submit(work) for _ in range(threads - 1)]
+    work()
+    for other in others:
+        other.result()

@@ -182,6 +182,18 @@ def _load(context, builder, sig, array, index):
     return builder.sext(value, _vector("I")) if sig.args[0].dtype == types.int8 else value
 
 
+def _load_as(element, signed):
+    """Load sixteen numbers of another width than the array of bytes that they lie in."""
+
+    def build(context, builder, sig, array, index):
+        pointer = builder.gep(context.make_array(sig.args[0])(context, builder, array).data, [index])
+        value = builder.load(builder.bitcast(pointer, ir.VectorType(element, LANES).as_pointer()))
+        value.align = 1
+        return (builder.sext if signed else builder.zext)(value, _vector("I"))
+
+    return build
+
+
 def _store(context, builder, sig, array, index, value):
     pointer = _address(context, builder, sig.args[0], array, index)
     if pointer.type.pointee != value.type:
@@ -200,6 +212,12 @@ splat_int = _function(I, [types.int32], lambda context, builder, sig, a: _broadc
 splat_int.__doc__ = """splat_int(number) -> I with the number in every lane."""
 load = _function(_kind_of, [None, types.intp], _load)
 load.__doc__ = """load(array, i) -> elements i .. i + 15; float32 gives F; int32 and narrower integers give I."""
+load_signed = _function(I, [None, types.intp], _load_as(ir.IntType(8), signed=True))
+load_signed.__doc__ = """load_signed(bytes, i) -> I: sixteen signed bytes from byte i."""
+load_halves = _function(I, [None, types.intp], _load_as(ir.IntType(16), signed=False))
+load_halves.__doc__ = """load_halves(bytes, i) -> I: sixteen unsigned numbers of two bytes from byte i."""
+lane_numbers = _function(I, [], lambda context, builder, sig: ir.Constant(_vector("I"), list(range(LANES))))
+lane_numbers.__doc__ = """lane_numbers() -> I: 0, 1, ... 15."""
 store = _function(types.void, [None, types.intp, None], _store)
 store.__doc__ = """store(array, i, value): to elements i .. i + 15; of I in an array of bytes or int16 the low bits."""
 select = _function(
@@ -220,6 +238,8 @@ from_bits = _function(F, [I], lambda context, builder, sig, a: builder.bitcast(a
 from_bits.__doc__ = """from_bits(I) -> F, the same 32 bits."""
 shift_right = _function(I, [I, I], lambda context, builder, sig, a, b: builder.lshr(a, b))
 shift_right.__doc__ = """shift_right(I, I) -> I, zeros coming in at the top."""
+fma = _function(F, [F, F, F], lambda context, builder, sig, *abc: _call(builder, f"llvm.fmuladd.v{LANES}f32", *abc))
+fma.__doc__ = """fma(a, b, c) -> a * b + c, rounded once where the machine has it, twice where not: for matmul only."""
 any_lane = _function(
     types.boolean,
     [M],
@@ -228,6 +248,39 @@ any_lane = _function(
     ),
 )
 any_lane.__doc__ = """any_lane(M) -> bool."""
+
+
+def _sum_lanes(context, builder, sig, a):
+    half = LANES // 2
+    while half:  # the upper half onto the lower, and so on
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [(i + half) % LANES for i in range(LANES)])
+        a, half = builder.fadd(a, builder.shuffle_vector(a, a, mask)), half // 2
+    return builder.extract_element(a, ir.Constant(ir.IntType(32), 0))
+
+
+sum_lanes = _function(types.float32, [F], _sum_lanes)
+sum_lanes.__doc__ = """sum_lanes(F) -> float32, the sum of the lanes, added in pairs."""
+
+
+def _prefetch(context, builder, sig, array, index):
+    pointer = builder.gep(context.make_array(sig.args[0])(context, builder, array).data, [index])
+    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    builder.call(function, [builder.bitcast(pointer, byte), *(ir.Constant(number, n) for n in (0, 3, 1))])
+    return context.get_dummy_value()
+
+
+prefetch = _function(types.void, [None, types.intp], _prefetch)
+prefetch.__doc__ = """prefetch(array, i): ask for the cache line of element i; beyond the end it does nothing."""
+
+
+def _as_float(context, builder, sig, a):
+    return builder.bitcast(a, ir.FloatType())
+
+
+float_of_bits = _function(types.float32, [types.uint32], _as_float)
+float_of_bits.__doc__ = """float_of_bits(uint32) -> the float32 with these bits."""
 
 
 def _turn(context, builder, sig, source, starts, offset, target, at, stride):

@@ -9,10 +9,28 @@
     quantize_legacy, quantize_iq, quantize_rounded    the other block formats
     decode        what one block decodes to
     dequantize    every block format
+    matmul_blocks    every block format
+    int_grids     quantize, dequantize, matmul of the uniform grids
 
 Every result is the NumPy reference's, to the byte where that is the rule (encoders, decoders), else within its bounds.
 """
 
-from refquant_kernels.cpu import dequantize, quantize_iq, quantize_k, quantize_legacy, quantize_rounded
+from refquant_kernels.cpu import (
+    dequantize,
+    int_grids,
+    matmul_blocks,
+    quantize_iq,
+    quantize_k,
+    quantize_legacy,
+    quantize_rounded,
+)
 
-__all__ = ["dequantize", "quantize_iq", "quantize_k", "quantize_legacy", "quantize_rounded"]
+__all__ = [
+    "dequantize",
+    "int_grids",
+    "matmul_blocks",
+    "quantize_iq",
+    "quantize_k",
+    "quantize_legacy",
+    "quantize_rounded",
+]

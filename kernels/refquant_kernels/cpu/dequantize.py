@@ -28,11 +28,16 @@ def _blocks(blocks, first, last, out):
             store(out, size * b + 32 * j + LANES, high)
 
 
+KERNELS = {}
+
+
 def _register(name):
     block, itemsize, its_head, its_weights = DECODERS[name]
     kernel = specialized(
         _blocks, f"dequantize_{name.lower()}", size=block, record=itemsize, head=its_head, weights=its_weights
     )
+
+    KERNELS[name] = kernel
 
     @ops.fast_path("dequantize", name, backend="numba")
     def dequantize(q):

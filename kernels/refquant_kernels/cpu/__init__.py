@@ -11,12 +11,14 @@
     dequantize    every block format
     matmul_blocks    every block format
     int_grids     quantize, dequantize, matmul of the uniform grids
+    gptq          its column loop
 
 Every result is the NumPy reference's, to the byte where that is the rule (encoders, decoders), else within its bounds.
 """
 
 from refquant_kernels.cpu import (
     dequantize,
+    gptq,
     int_grids,
     matmul_blocks,
     quantize_iq,
@@ -27,6 +29,7 @@ from refquant_kernels.cpu import (
 
 __all__ = [
     "dequantize",
+    "gptq",
     "int_grids",
     "matmul_blocks",
     "quantize_iq",

@@ -31,7 +31,7 @@ from refquant_kernels.cpu.lanes import MAGIC
 from refquant_kernels.cpu.simd import LANES, load, select, splat, store, to_int
 
 LEAF = 64  # columns of a triangle that is inverted whole
-RELATIVE = 1e-13  # a pivot this small against the largest: leave it to the reference
+CONDITION = 1e14  # of H, from above; beyond it the reference's second factorization may fail, and raise the damping
 FAR = np.float32(1024)
 CHUNK = 1 << 18  # weights updated at a time
 
@@ -54,10 +54,10 @@ def inverse_factor(H: np.ndarray, damp: float) -> tuple[np.ndarray, float]:
         L = np.linalg.cholesky(damped[::-1, ::-1])
     except np.linalg.LinAlgError:
         return gptq.inverse_factor(H, damp)  # which raises the damping
-    pivots = np.square(np.diag(L))
-    if pivots.min() < RELATIVE * pivots.max():
-        return gptq.inverse_factor(H, damp)
+    size = np.linalg.norm(L)
     invert_lower(L)
+    if not (size * np.linalg.norm(L)) ** 2 < CONDITION:
+        return gptq.inverse_factor(H, damp)
     return L[::-1, ::-1], damp
 
 

@@ -1,0 +1,39 @@
+"""Fast paths on the CPU, in Numba. Importing this registers them as backend "numba". Reading order:
+
+    simd          sixteen numbers computed with as one
+    compile       compiled when first used, kept on disk, spread over threads
+    lanes         roundings, float16, transposition
+    searches      ggml's searches for the best scale
+    blocks        an encoder as an operation
+    quantize_k    Q2_K Q3_K Q4_K Q5_K Q6_K
+    quantize_legacy, quantize_iq, quantize_rounded    the other block formats
+    decode        what one block decodes to
+    dequantize    every block format
+    matmul_blocks    every block format
+    int_grids     quantize, dequantize, matmul of the uniform grids
+    gptq          its column loop
+
+Every result is the NumPy reference's, to the byte where that is the rule (encoders, decoders), else within its bounds.
+"""
+
+from refquant_kernels.cpu import (
+    dequantize,
+    gptq,
+    int_grids,
+    matmul_blocks,
+    quantize_iq,
+    quantize_k,
+    quantize_legacy,
+    quantize_rounded,
+)
+
+__all__ = [
+    "dequantize",
+    "gptq",
+    "int_grids",
+    "matmul_blocks",
+    "quantize_iq",
+    "quantize_k",
+    "quantize_legacy",
+    "quantize_rounded",
+]

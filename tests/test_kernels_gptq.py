@@ -1,0 +1,99 @@
+"""GPTQ in Numba: the reference's codes, but where the last place of the factor decides; its losses."""
+
+import numba
+import numpy as np
+import pytest
+
+import refquant as rq
+from refquant.errors import NotPositiveDefinite
+from refquant.methods import gptq
+
+OPTIONS = [
+    {},
+    {"act_order": True},
+    {"act_order": True, "static_groups": True},
+    {"group_params": "reference", "block_size": 50},
+    {"block_size": 1},
+    {"block_size": 1000},
+]
+
+
+def layer(n, k, tokens, seed=60):
+    """Inputs that are correlated and of unequal size, one column that nothing reaches."""
+    rng = np.random.default_rng(seed)
+    mix = np.eye(k) + 0.3 * rng.standard_normal((k, k)) / np.sqrt(k)
+    x = (rng.standard_normal((tokens, k)) @ mix * np.exp(rng.standard_normal(k))).astype(np.float32)
+    x[:, k // 3] = 0
+    return (rng.standard_normal((n, k)) * 0.02).astype(np.float32), gptq.hessian(x)
+
+
+def assert_same_but_for_near_ties(got, want):
+    """A near-tie changes the rest of its row, so rows are counted; the output error must not suffer."""
+    a, b = rq.dequantize(got.quantized), rq.dequantize(want.quantized)
+    assert np.isfinite(a).all()
+    assert (a != b).any(axis=1).mean() <= 0.05
+    assert got.losses.sum() <= 1.001 * want.losses.sum()
+    np.testing.assert_array_equal(got.dead, want.dead)
+    assert got.damp == want.damp
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("grid", ["int4-g128", "int4-g32", "int3-row-sym", "int8-g100"])
+@pytest.mark.parametrize(("n", "k"), [(1, 96), (5, 130), (100, 384)])
+def test_codes_are_the_references(n, k, grid, options):
+    w, H = layer(n, k, 2 * k)
+    before = w.copy(), H.copy()
+    got = gptq.quantize(w, H, grid, backend="numba", **options)
+    assert_same_but_for_near_ties(got, gptq.quantize(w, H, grid, **options))
+    np.testing.assert_array_equal(w, before[0])
+    np.testing.assert_array_equal(H, before[1])
+
+
+def test_one_column():
+    w = np.array([[0.3], [-0.7]], np.float32)
+    got, want = (gptq.quantize(w, np.ones((1, 1), np.float32), "int4-row", backend=b) for b in ("numba", "numpy"))
+    assert_same_but_for_near_ties(got, want)
+
+
+@pytest.mark.parametrize("tokens", [1, 20])
+def test_a_hessian_of_few_tokens(tokens):
+    """Singular but for its damping."""
+    w, H = layer(16, 192, tokens)
+    got, want = (gptq.quantize(w, H, "int4-g64", backend=b) for b in ("numba", "numpy"))
+    assert_same_but_for_near_ties(got, want)
+
+
+def test_a_hessian_that_cannot_be_factored_is_damped_like_the_references():
+    hilbert = 1 / (np.arange(13)[:, None] + np.arange(13) + 1.0)
+    w = np.random.default_rng(61).standard_normal((4, 13)).astype(np.float32)
+    got, want = (gptq.quantize(w, hilbert, "int4-row", damp=0.0, backend=b) for b in ("numba", "numpy"))
+    assert_same_but_for_near_ties(got, want)
+    with pytest.raises(NotPositiveDefinite):
+        gptq.quantize(w, -hilbert, "int4-row", backend="numba")
+
+
+def test_the_factor():
+    """U is upper triangular, and U^T U the inverse, to float64's precision."""
+    from refquant_kernels.cpu.gptq import inverse_factor
+
+    _, H = layer(1, 300, 600)
+    H = H.astype(np.float64) + np.eye(300)
+    U, damp = inverse_factor(H, 0.01)
+    np.testing.assert_array_equal(U, np.triu(U))
+    np.testing.assert_allclose(U, gptq.inverse_factor(H, 0.01)[0], rtol=0, atol=1e-12 * np.abs(U).max())
+    damped = H + damp * np.diag(H).mean() * np.eye(300)
+    np.testing.assert_allclose(U.T @ U @ damped, np.eye(300), atol=1e-9)
+
+
+def test_the_number_of_threads_does_not_show():
+    before = numba.get_num_threads()
+    w, H = layer(300, 256, 512)
+    results = []
+    try:
+        for count in range(1, numba.config.NUMBA_NUM_THREADS + 1):
+            numba.set_num_threads(count)
+            results.append(rq.dequantize(gptq.quantize(w, H, "int4-g64", backend="numba").quantized))
+    finally:
+        numba.set_num_threads(before)
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])

@@ -38,7 +38,7 @@ def test_every_package_of_the_checkout_is_listed():
         for folder in [top, *top.rglob("*")]
         if folder.is_dir() and any(folder.glob("*.py"))
     }
-    assert found <= set(settings["packages"])
+    assert found == set(settings["packages"])
 
 
 def test_kernels_holds_no_module_directly():

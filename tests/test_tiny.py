@@ -111,3 +111,21 @@ def test_every_package_of_the_manifest_is_attributed():
     for s in MANIFEST["sources"]:
         assert s["source"] in text
         assert s["licence"] in text
+
+
+@pytest.mark.parametrize(("mix", "tolerance"), [("F32", 1e-5), ("Q4_K_M", 0.005)])
+def test_llama_cpp_gives_its_gguf_file_the_same_perplexity(mix, tolerance, tmp_path):
+    llama = pytest.importorskip("llama")
+    from refquant import evaluate, models
+
+    path = tmp_path / "tiny.gguf"
+    models.gguf.export(*models.load("tiny"), path, mix, progress=False)
+    window = tiny.tokens("evaluation")[:512]
+    ours = evaluate.score(models.load(str(path))[0], window, context=512)
+    with llama.Llama(path) as theirs:
+        theirs.feed(window[:256])
+        logits = np.array([theirs.feed(window[i : i + 1]) for i in range(256, 511)], np.float64)  # after each token
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_probs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    nll = -log_probs[np.arange(255), window[257:]]
+    assert ours.perplexity == pytest.approx(np.exp(nll.mean()), rel=tolerance)

@@ -170,9 +170,9 @@ def score(
                 kept.append(log_probs.half().numpy())
         if progress:
             progress(len(part))
-    scores = Scores(protocol, context, np.concatenate(nll), log_probs=kept)
+    scores = Scores(protocol, context, np.concatenate(nll).astype(np.float64), log_probs=kept)
     if reference is not None:
-        scores.kl = np.concatenate(kl)
+        scores.kl = np.concatenate(kl).astype(np.float64)
         scores.reference_nll = reference.nll
         scores.agreement = float(np.concatenate(same).mean())
     return scores

@@ -33,7 +33,7 @@ def test_every_row_is_its_own_stream():
     np.testing.assert_array_equal(unpack_bits(stream, 3, 11), codes)
 
 
-def test_case_5_three_bit_codes_cross_words():
+def test_case_05_three_bit_codes_cross_words():
     """32 codes in three 32-bit words: 10 codes and 2 bits; 1 bit, 10 codes, 1 bit; 2 bits, 10 codes."""
     codes = np.arange(32) * 5 % 8
     first, second, third = (int(word) for word in pack_bits(codes, 3).view("<u4"))

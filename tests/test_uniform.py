@@ -62,7 +62,7 @@ def act_order_layer():
     return x, gptq.quantize(W, gptq.hessian(x), "int4-g32", act_order=True).quantized
 
 
-def test_case_8_row_shards_of_an_act_order_matrix_add_up():
+def test_case_08_row_shards_of_an_act_order_matrix_add_up():
     """Each device holds a range of the inputs, their g_idx, and the scales of all groups: any group may be needed."""
     x, q = act_order_layer()
     fields = ops.unpack(q)
@@ -75,7 +75,7 @@ def test_case_8_row_shards_of_an_act_order_matrix_add_up():
         np.testing.assert_allclose(total, whole, rtol=0, atol=1e-5 * np.abs(whole).max())
 
 
-def test_case_8_columns_sorted_by_group_shard_without_g_idx():
+def test_case_08_columns_sorted_by_group_shard_without_g_idx():
     x, q = act_order_layer()
     fields = ops.unpack(q)
     order = np.argsort(fields["g_idx"], kind="stable")
@@ -87,7 +87,7 @@ def test_case_8_columns_sorted_by_group_shard_without_g_idx():
     np.testing.assert_allclose(total, whole, rtol=0, atol=1e-5 * np.abs(whole).max())
 
 
-def test_case_9_a_shard_that_splits_a_group_needs_the_scales_of_every_group_it_touches():
+def test_case_09_a_shard_that_splits_a_group_needs_the_scales_of_every_group_it_touches():
     q = rtn.quantize(W, "int4-g32")
     fields = ops.unpack(q)
     part, half = slice(48, 96), {"codes": fields["codes"][:, 48:]}

@@ -25,6 +25,7 @@ class Line:
     """One measured row. Sizes in bytes, times in seconds, `kl` in nats per token; None where nothing is to compare."""
 
     label: str
+    method: str
     bits_per_weight: float
     model_bytes: int
     perplexity: float
@@ -129,7 +130,7 @@ def compare(
         if on_line:
             on_line(line)
 
-    add(_line("Unquantized (BF16)", reference, 16.0, 2 * parameters, None, "GPU", "When memory allows"))
+    add(_line("Unquantized (BF16)", "none", reference, 16.0, 2 * parameters, None, "GPU", "When memory allows"))
     for row in rows:
         candidate = copy.deepcopy(model)
         try:
@@ -137,8 +138,9 @@ def compare(
         except BadInput as problem:  # a method that does not know this architecture; said under the table
             table.notes.append(f"{row.label} left out: {problem}.")
             continue
-        if row.options:
-            table.notes.append(f"{row.label}: {', '.join(f'{key} = {value}' for key, value in row.options.items())}.")
+        options = f"{row.method}: {', '.join(f'{key} = {value}' for key, value in row.options.items())}."
+        if row.options and options not in table.notes:
+            table.notes.append(options)
         if report.fallbacks:
             table.notes.append(
                 f"{row.label}: {report.fallbacks} matrices have rows that its own type cannot hold and fell back to a "
@@ -148,6 +150,7 @@ def compare(
         add(
             _line(
                 row.label,
+                row.method,
                 scores,
                 report.bits_per_weight,
                 report.model_bytes,
@@ -171,9 +174,10 @@ def choose_rows(methods: list[str] | None) -> list[registry.Row]:
     return [row for row in rows if row.method in methods or row.label in methods]
 
 
-def _line(label, scores, bits, size, seconds, hardware, use_case) -> Line:
+def _line(label, method, scores, bits, size, seconds, hardware, use_case) -> Line:
     return Line(
         label=label,
+        method=method,
         bits_per_weight=bits,
         model_bytes=size,
         perplexity=scores.perplexity,
@@ -239,7 +243,7 @@ def write_json(table: Table, path: str) -> None:
 
 
 def write_plot(table: Table, path: str) -> None:
-    """Draw perplexity (log axis) against bits per weight as a PNG, whole or not at all."""
+    """Draw perplexity (log axis) against bits per weight as a PNG, whole or not at all; bars: error of the change."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -247,18 +251,20 @@ def write_plot(table: Table, path: str) -> None:
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     base, *lines = table.lines
-    markers = "os^Dv<>P"
-    names = list(dict.fromkeys(line.label.split()[0] for line in lines))
-    for name, marker in zip(names, markers * len(names), strict=False):
-        chosen = [line for line in lines if line.label.split()[0] == name]
+    # Colours and shapes both tell the methods apart (Okabe and Ito's palette, safe for colour-blind readers).
+    colours = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+    methods = list(dict.fromkeys(line.method for line in lines))
+    for method, marker, colour in zip(methods, "os^DvP<>*X" * len(methods), colours * len(methods), strict=False):
+        chosen = [line for line in lines if line.method == method]
         axes.errorbar(
             [line.bits_per_weight for line in chosen],
             [line.perplexity for line in chosen],
-            yerr=[line.perplexity_stderr for line in chosen],
+            yerr=[line.perplexity_change_stderr for line in chosen],
             marker=marker,
+            color=colour,
             linestyle="none",
             capsize=3,
-            label=name,
+            label=chosen[0].label.split()[0].rstrip(","),
         )
     axes.axhline(base.perplexity, color="0.4", linestyle="--", linewidth=1, label=base.label)
     axes.set_yscale("log")
@@ -267,7 +273,7 @@ def write_plot(table: Table, path: str) -> None:
     axes.set_xlabel("bits per weight (scales and zero-points included)")
     axes.set_ylabel(f"perplexity, {table.protocol} protocol (lower is better)")
     axes.set_title(f"{table.model}: what each bit buys")
-    axes.grid(alpha=0.3)
+    axes.grid(which="both", alpha=0.3)
     axes.legend()
     try:
         with replacing(path) as file:

@@ -15,6 +15,8 @@
 Letters, everywhere: m tokens, n outputs, k inputs, g weights that share a scale; W, X, H, Hinv as in the papers.
 """
 
+import importlib
+
 from refquant import formats, methods
 from refquant.errors import RefquantError
 from refquant.formats import fp8 as _fp8  # noqa: F401 (these register themselves)
@@ -42,3 +44,11 @@ __all__ = [
     "quantize",
     "traffic",
 ]
+
+_LAZY = ("bandwidth", "claims", "evaluate", "models")  # loaded when first used: `models` needs torch
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return importlib.import_module(f"refquant.{name}")
+    raise AttributeError(f"module 'refquant' has no attribute {name!r}")

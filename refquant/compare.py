@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from refquant import evaluate
-from refquant.errors import BadInput, UnknownName
+from refquant.errors import BadInput, RefquantError, UnknownName
 from refquant.evaluate import texts
 from refquant.formats.files import replacing
 from refquant.methods import registry
@@ -63,7 +63,7 @@ def compare(
     calibration: str | None = None,
     windows: int = 24,
     context: int = 512,
-    calibration_windows: int | None = None,
+    calibration_windows: int = 32,
     protocol: str = "llama.cpp",
     progress: bool = True,
     on_line=None,
@@ -92,6 +92,8 @@ def compare(
 
     from refquant import models
 
+    if windows < 1 or calibration_windows < 1:
+        raise BadInput("at least one window of evaluation and of calibration is needed")
     for file in filter(None, (text, calibration)):
         texts.read(file)  # refused before a model is loaded
     model, tokenizer = models.load(name, progress=progress)
@@ -135,7 +137,7 @@ def compare(
         candidate = copy.deepcopy(model)
         try:
             report = models.quantize(candidate, row.method, row.grid, learned.ids, progress=progress, **row.options)
-        except BadInput as problem:  # a method that does not know this architecture; said under the table
+        except RefquantError as problem:  # such as a method that does not know this architecture
             table.notes.append(f"{row.label} left out: {problem}.")
             continue
         options = f"{row.method}: {', '.join(f'{key} = {value}' for key, value in row.options.items())}."
@@ -228,7 +230,7 @@ def render_notes(table: Table) -> str:
             f"Perplexity: protocol {table.protocol}, {table.windows} windows of {table.context} tokens of "
             f"{table.evaluation_text}. Change and KL divergence are from the unquantized model on the same tokens; "
             "each ± is one standard error, that of the change taken token by token.",
-            f"Calibration: {table.calibration_tokens} tokens of {table.calibration_text}.",
+            f"Calibration: {table.calibration_tokens} tokens of {table.calibration_text} (AWQ: the first 4096).",
             "Bits per weight are those of the quantized matrices, scales and zero-points included. The size counts "
             "what stays at 16 bits a parameter; the GGUF rows quantize the embedding and output layer as well.",
             *table.notes,

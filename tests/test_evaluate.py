@@ -38,9 +38,12 @@ def test_case_49_each_protocol_gives_its_own_known_number():
     assert hugging.perplexity == pytest.approx(math.prod(every) ** (-1 / 14), rel=1e-6)
     assert hugging.word_perplexity(5) == pytest.approx(math.prod(every) ** (-1 / 5), rel=1e-6)
     assert hugging.bits_per_byte(20) == pytest.approx(-math.log2(math.prod(every)) / 20, rel=1e-6)
-    with_bos = score(CHAIN, IDS, "huggingface", context=8, bos=1)
-    every[0] = 1 / 2  # the first token of window 1 becomes 1; window 2 begins with 1 anyway
-    assert with_bos.perplexity == pytest.approx(math.prod(every) ** (-1 / 14), rel=1e-6)
+    seen = []
+    score(lambda ids: seen.append(ids) or CHAIN(ids), IDS, "llama.cpp", context=8, bos=1)
+    assert torch.cat(seen).tolist() == [[1, *IDS[1:8]], IDS[8:16]]
+    seen.clear()
+    score(lambda ids: seen.append(ids) or CHAIN(ids), IDS, "huggingface", context=8, bos=1)
+    assert torch.cat(seen).tolist() == [IDS[:8], IDS[8:16]], "the papers' code puts no token in front"
 
 
 def test_standard_error_is_that_of_independent_tokens():
@@ -57,9 +60,11 @@ def test_kl_is_the_sum_of_its_definition_and_zero_against_itself():
     zeros = sum(token == 0 for token in [*IDS[:7], *IDS[8:15]])
     assert scores.kl_mean == pytest.approx(zeros * after_zero / 14, abs=2e-4)  # the reference is kept in float16
     assert scores.agreement == 1.0
-    difference = scores.nll - reference.nll
-    assert scores.perplexity_change == pytest.approx(scores.perplexity - reference.perplexity, rel=1e-9)
-    expected = scores.perplexity * difference.std(ddof=1) / math.sqrt(14)
+    # llama.cpp's formula for the difference of two perplexities on the same tokens: their covariance counts.
+    p, r = scores.perplexity, reference.perplexity
+    cov = np.cov(scores.nll, reference.nll) / 14
+    expected = math.sqrt(p * p * cov[0, 0] + r * r * cov[1, 1] - 2 * p * r * cov[0, 1])
+    assert scores.perplexity_change == pytest.approx(p - r, rel=1e-9)
     assert scores.perplexity_change_stderr == pytest.approx(expected, rel=1e-9)
     same = score(CHAIN, IDS, "huggingface", context=8, reference=reference)
     assert abs(same.kl_mean) < 1e-6
@@ -77,6 +82,8 @@ def test_named_errors():
         perplexity(CHAIN, IDS, context=512)
     with pytest.raises(BadInput, match="context"):
         cut_windows(IDS, 2)
+    with pytest.raises(BadInput, match="at least one window"):
+        cut_windows(IDS, 8, 0)
 
 
 def test_layer_error_is_the_relative_squared_output_error():

@@ -40,6 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     except RefquantError as problem:
         print(f"refquant {args.command}: {problem}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as problem:
+        print(f"refquant {args.command}: {problem.name} is not installed; pip install 'refquant[all]'", file=sys.stderr)
+        return 1
     except BrokenPipeError:  # the reader of our output has gone, as in `refquant ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -1,6 +1,9 @@
 """`refquant compare`: the main job."""
 
+from pathlib import Path
+
 from refquant import compare as table
+from refquant.errors import BadInput
 from refquant.evaluate.perplexity import PROTOCOLS
 
 
@@ -12,7 +15,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--calibration", metavar="FILE", help="calibration text (default: see below)")
     parser.add_argument("--windows", type=int, default=24, help="evaluation windows (default: %(default)s)")
     parser.add_argument("--context", type=int, default=512, help="tokens in a window (default: %(default)s)")
-    parser.add_argument("--calibration-windows", type=int, help="default: 64 for tiny, else 32")
+    parser.add_argument("--calibration-windows", type=int, default=32, help="default: %(default)s")
     parser.add_argument("--protocol", choices=PROTOCOLS, default="llama.cpp", help="default: %(default)s")
     parser.add_argument(
         "--json", metavar="FILE", help="write the table, unrounded, with all that is needed to repeat it"
@@ -23,6 +26,9 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     """Measure, print each row as it is ready, then write what was asked for."""
+    for path in filter(None, (args.json, args.plot)):  # minutes before it is written
+        if not Path(path).absolute().parent.is_dir():
+            raise BadInput(f"{path}: there is no such folder to write to")
     chosen = [part.strip() for part in args.methods.split(",")] if args.methods else None
     print(table.render_row(table.HEADER), flush=True)
     result = table.compare(

@@ -2,6 +2,8 @@
 
 import sys
 
+from refquant.errors import BadInput
+
 
 def add_arguments(parser) -> None:
     """Add the options of `refquant generate`."""
@@ -12,7 +14,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--top-p", type=float, default=0.95, help="nucleus, when sampling (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--method", help="quantize first: rtn, gptq, awq, ...")
-    parser.add_argument("--grid", default="int4-g128", help="with --method (default: %(default)s)")
+    parser.add_argument("--grid", help="with --method (default: the method's first row in the table)")
     parser.add_argument("--backend", default="dense", help="of the quantized layers: dense, numpy, numba, cuda")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
@@ -23,16 +25,21 @@ def run(args) -> int:
     from transformers import TextStreamer
 
     from refquant import models
+    from refquant.methods.registry import defaults
 
+    if args.temperature < 0 or not args.prompt:
+        raise BadInput("a prompt is needed, and a temperature of at least 0")
     model, tokenizer = models.load(args.model, progress=not args.quiet)
     if args.method:
+        grid, options = defaults(args.method, args.grid)
         models.quantize(
             model,
             args.method,
-            args.grid,
+            grid,
             calibration=models.data.calibration(args.model, tokenizer).ids,
             progress=not args.quiet,
             backend=args.backend,
+            **options,
         )
     torch.manual_seed(args.seed)
     prompt = tokenizer(args.prompt, return_tensors="pt")

@@ -22,7 +22,7 @@ def add_arguments(parser) -> None:
     to_folder.add_argument(
         "--calibration", metavar="FILE", help="calibration text (default: standard library docstrings)"
     )
-    to_folder.add_argument("--calibration-windows", type=int, help="default: 64 for tiny, else 32")
+    to_folder.add_argument("--calibration-windows", type=int, default=32, help="default: %(default)s")
     to_folder.add_argument("--context", type=int, default=512, help="tokens in a window (default: %(default)s)")
     to_folder.add_argument("--dtype", default="float16", help="of what stays unquantized (default: %(default)s)")
     to_folder.add_argument("--stream", action="store_true", help="tensor by tensor, for models larger than memory")

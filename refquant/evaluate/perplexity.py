@@ -60,8 +60,8 @@ class Scores:
         """Standard error of the change: of the difference token by token, so far below that of either perplexity."""
         if self.reference_nll is None:
             return None
-        difference = self.nll - self.reference_nll
-        return self.perplexity * float(difference.std(ddof=1)) / math.sqrt(len(difference))
+        spread = self.perplexity * self.nll - _exp(self.reference_nll.mean()) * self.reference_nll  # delta method
+        return float(spread.std(ddof=1)) / math.sqrt(len(spread))
 
     @property
     def kl_mean(self) -> float | None:
@@ -95,10 +95,12 @@ def first_scored(protocol: str, context: int) -> int:
 
 def cut_windows(ids, context: int, limit: int | None = None) -> np.ndarray:
     """Cut token ids [tokens] into non-overlapping windows, int64 [windows, context]; the rest is left out."""
-    ids = np.asarray(ids).reshape(-1).astype(np.int64)
-    count = len(ids) // context
     if context < 4:
         raise BadInput(f"context must be at least 4 tokens, got {context}")
+    if limit is not None and limit < 1:
+        raise BadInput(f"at least one window is needed, got {limit}")
+    ids = np.asarray(ids).reshape(-1).astype(np.int64)
+    count = len(ids) // context
     if not count:
         raise BadInput(f"the text has {len(ids)} tokens, fewer than one window of {context}; give more text")
     return ids[: count * context].reshape(count, context)[:limit]
@@ -135,7 +137,7 @@ def score(
     keep : bool
         Keep the log-probabilities (float16, 2 bytes * vocabulary for each scored token) for use as a reference.
     bos : int, optional
-        Put this token in the first place of each window, for models trained to see one (llama.cpp does it where the
+        Under llama.cpp's protocol: put this token in the first place of each window, for models trained to see one (llama.cpp does it where the
         tokenizer asks for it; Gemma without it is ruined).
     progress : callable, optional
         Called with the number of windows done after each batch.
@@ -152,7 +154,7 @@ def score(
     for begin in range(0, len(cut), batch):
         part = torch.from_numpy(cut[begin : begin + batch])
         targets = part[:, start + 1 :, None]
-        if bos is not None:
+        if bos is not None and protocol == "llama.cpp":
             part = torch.cat([torch.full_like(part[:, :1], bos), part[:, 1:]], dim=1)
         with torch.inference_mode():
             logits = model(part.to(_device(model)), **keep_last).logits[:, -scored - 1 : -1].float().cpu()

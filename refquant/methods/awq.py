@@ -254,6 +254,11 @@ register_method(
         layer=lambda w, grid, inputs: rtn.quantize(w, grid),
         needs=frozenset({"x", "mean_abs"}),
         tokens=4096,  # one number a channel is learned, so few are enough
-        rows=gpu_rows("awq", "AWQ", {"int4-g128": "GPU serving at scale", "int3-g128": "Max compression (GPU)"}),
+        rows=gpu_rows(
+            "awq",
+            "AWQ",
+            {"int4-g128": "GPU serving at scale", "int3-g128": "Max compression (GPU)"},
+            duo_scaling=True,  # as AutoAWQ by default
+        ),
     )
 )

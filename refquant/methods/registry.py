@@ -73,6 +73,13 @@ def find_method(name: str) -> Method:
     return _METHODS[name]
 
 
+def defaults(name: str, grid: str | None = None) -> tuple[str, dict]:
+    """Grid and options with which the table measures a method: those of its row for `grid`, or of its first row."""
+    own = find_method(name).rows
+    row = next((row for row in own if row.grid == grid), own[0] if own else None)
+    return grid or (row.grid if row else "int4-g128"), dict(row.options) if row else {}
+
+
 def rows() -> list[Row]:
     """Every row of the table, in the order in which the methods were registered."""
     return [row for method in _METHODS.values() for row in method.rows]

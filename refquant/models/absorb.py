@@ -36,7 +36,7 @@ PARTS = {
     "up_proj": 1,
     "gate_up_proj": 2,
 }  # of equal size, where v, up is whole
-SEARCH_TOKENS = 512  # tokens on which candidate scales are compared; the channel means use all of them
+SEARCH_TOKENS = 2048  # at most; on them candidate scales are compared, the channel means use all tokens
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,7 @@ def prepare_awq(
     `clip=False` leaves the ranges alone; `options` go to `awq.search`.
     """
     groups = scale_groups(block)
-    few = max(1, SEARCH_TOKENS // stream.hidden[0][..., 0].numel())
-    calls = _calls(block, index, stream, {group.inspected for group in groups}, few)
+    calls = _calls(block, index, stream, {group.inspected for group in groups}, 1)
     before = next(iter(stream.run(block, index, 1)))
     found = {}
     for group in groups:
@@ -121,7 +120,9 @@ def prepare_awq(
         ws = [walk.weight_array(layer) for layer in layers]
         known = inputs[group.layers[0]]
         forward = None if group.inspected in group.layers else _forward(block, group, calls[group.inspected])
-        found[group] = awq.search(ws, known.x, grid, forward=forward, mean_abs=known.mean_abs, **options).scales
+        found[group] = awq.search(
+            ws, known.x[:SEARCH_TOKENS], grid, forward=forward, mean_abs=known.mean_abs, **options
+        ).scales
     for group, s in found.items():
         absorb(block, group, s)
         known = inputs[group.layers[0]]  # one object for all the layers of the group
@@ -168,7 +169,7 @@ def _forward(block, group, calls):
                 with torch.no_grad():
                     out = module(*args, **kwargs)
                 outputs.append((out[0] if isinstance(out, tuple) else out).flatten(0, -2))
-            return torch.cat(outputs).float().numpy()
+            return torch.cat(outputs)[:SEARCH_TOKENS].float().cpu().numpy()
         finally:
             with torch.no_grad():
                 for layer, original in zip(layers, originals, strict=True):

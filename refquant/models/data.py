@@ -32,15 +32,18 @@ def calibration(
 ) -> Tokens:
     """Return calibration tokens, ids [windows, context], which share nothing with the evaluation's.
 
-    By default 64 windows for `tiny` and 32 for larger models: what fits the time that `refquant compare` may take. The
-    papers use 128 of 2048 tokens, and GPTQ still gains from more.
+    32 windows by default fit the time that `refquant compare` may take; the papers use 128 of 2048 tokens, and GPTQ
+    still gains from more.
     """
-    windows = windows or (64 if model == "tiny" else 32)
+    windows = 32 if windows is None else windows
     if model == "tiny" and path is None:
         found = Tokens("tiny's own calibration documents", tiny.tokens("calibration"))
     else:
         found = encode(tokenizer, texts.calibration(path))
-    return Tokens(found.name, cut_windows(found.ids, context, windows))
+    ids = cut_windows(found.ids, context, windows)
+    if (bos := first_token(tokenizer)) is not None:
+        ids[:, 0] = bos  # as the model sees every text begin
+    return Tokens(found.name, ids)
 
 
 def encode(tokenizer, text: texts.Text) -> Tokens:

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from refquant.errors import BadFile, Unavailable, UnknownName
 from refquant.models import checkpoint, fetch, tiny
 from refquant.models.linear import QuantLinear
@@ -63,6 +65,8 @@ def caveats(name: str) -> list[str]:
             "This model's weights were stored as Q4_1: they already lie on a 4-bit grid of 32 weights each, which "
             "flatters every format with that grid and leaves the unquantized row a 4-bit model in 16-bit clothes."
         ]
+    if path.is_dir() and checkpoint.is_quantized(path):
+        return [f"{path.name} is a quantized checkpoint, decoded: its 'unquantized' row is already rounded."]
     if path.is_file():
         return [f"{path.name} is a GGUF file: its weights may have been rounded before, which flatters the same grid."]
     return []
@@ -81,13 +85,18 @@ def _transformers():
 def _from_folder(name: str, local: bool):
     torch, transformers = _transformers()
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, local_files_only=local)
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, local_files_only=local, output_loading_info=True
+        )
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, local_files_only=local)
-    except (OSError, ValueError, KeyError, RuntimeError) as problem:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
         reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
         if local:
             raise BadFile(f"{name} holds no model that transformers can load: {reason}") from problem
         raise Unavailable(f"{name} cannot be had from the hub (offline?): {reason}") from problem
+    # transformers would fill what is missing with random numbers, and only warn.
+    if absent := sorted([*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])]):
+        raise BadFile(f"{name}: {len(absent)} tensors are missing or of another shape, such as {absent[0]}")
     return model.eval(), tokenizer
 
 

@@ -7,6 +7,7 @@ from torch import nn
 from tqdm import tqdm
 
 from refquant import ops
+from refquant.grids import check_weights
 from refquant.importance import ImportanceMatrix
 from refquant.methods import mixes
 from refquant.models import walk
@@ -69,6 +70,8 @@ def quantize_mix(
         if isinstance(module, nn.Linear | nn.Embedding)
         and architectures.gguf_name(f"{name}.weight", item) in chosen.types
     }
+    for name, module in matrices.items():  # before anything is changed
+        check_weights(walk.weight_array(module), name)
     quantized = set()
     for name, module in tqdm(matrices.items(), desc=mix, unit="tensor", disable=not progress, leave=False):
         key = architectures.gguf_name(f"{name}.weight", item)

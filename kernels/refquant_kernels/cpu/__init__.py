@@ -9,7 +9,8 @@
     quantize_legacy, quantize_iq, quantize_rounded    the other block formats
     decode        what one block decodes to
     dequantize    every block format
-    matmul_blocks    every block format
+    matmul_blocks, matmul_k    every block format
+    matmul_int8   the k-quants with activations of 8 bits
     int_grids     quantize, dequantize, matmul of the uniform grids
     gptq          its column loop
 
@@ -21,6 +22,7 @@ from refquant_kernels.cpu import (
     gptq,
     int_grids,
     matmul_blocks,
+    matmul_int8,
     quantize_iq,
     quantize_k,
     quantize_legacy,
@@ -32,6 +34,7 @@ __all__ = [
     "gptq",
     "int_grids",
     "matmul_blocks",
+    "matmul_int8",
     "quantize_iq",
     "quantize_k",
     "quantize_legacy",

@@ -19,7 +19,7 @@ from refquant.errors import BadInput
 from refquant.formats.bits import pack_bits, packed_bytes, unpack_bits
 from refquant.grids import as_grid
 from refquant.quantized import Quantized
-from refquant_kernels.cpu.compile import helper, in_pieces, kernel
+from refquant_kernels.cpu.compile import aligned, helper, in_pieces, kernel
 from refquant_kernels.cpu.lanes import MAGIC
 from refquant_kernels.cpu.simd import (
     LANES,
@@ -246,7 +246,7 @@ def out_of_order(x, bits):
     """Columns of x [m, k] as sixteen bytes of codes give them: all first codes of the bytes, then all second ones."""
     m, k = x.shape
     planes = 8 // bits
-    return np.ascontiguousarray(x.reshape(m, -1, LANES, planes).swapaxes(2, 3)).reshape(m, k)
+    return x.reshape(m, -1, LANES, planes).swapaxes(2, 3).reshape(m, k)
 
 
 @ops.fast_path("matmul", "int", backend="numba")
@@ -259,7 +259,7 @@ def matmul(x, q):
     least = max(1, PIECE // k)
     step = LANES * 8 // bits if bits in (2, 4, 8) else 0
     if step and size % step == 0 and k % size == 0 and not g_idx.size and 0 < len(tokens) <= FEW:
-        ordered = out_of_order(tokens, bits)
+        ordered = aligned(out_of_order(tokens, bits))
         sums = tokens.reshape(len(tokens), -1, size).sum(axis=2)
         in_pieces(lambda a, b: dot_rows(ordered, sums, codes, scales, zeros, size, bits, a, b, out), n, least)
     elif len(tokens):

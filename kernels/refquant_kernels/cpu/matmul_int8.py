@@ -165,7 +165,8 @@ def _register(name):
         """X [..., k] -> float32 [..., n], with activations rounded to 8 bits."""
         n, k = q.shape
         codes, scales = round_activations(np.asarray(x, np.float32).reshape(-1, k))
-        sums = codes.reshape(len(codes), k // LANES, LANES).sum(axis=2, dtype=np.float32) * np.repeat(scales, 16, axis=1)
+        sums = codes.reshape(len(codes), k // LANES, LANES).sum(axis=2, dtype=np.float32)
+        sums *= np.repeat(scales, 16, axis=1)
         ordered = codes.reshape(-1, 128)[:, order].reshape(len(codes), k).view(np.uint8)
         out = np.empty((len(codes), n), np.float32)
         data = np.ascontiguousarray(q.arrays["blocks"]).reshape(-1)

@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "evaluate": BASE,
     "models": BASE | {"evaluate"},
     "compare": BASE | {"evaluate", "models"},
-    "cli": BASE | {"evaluate", "models", "compare"},
+    "bench": BASE,
+    "cli": BASE | {"evaluate", "models", "compare", "bench"},
 }
 METHOD_LINES, MODULE_LINES = 150, 250
 

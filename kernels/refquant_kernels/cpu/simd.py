@@ -214,6 +214,16 @@ def _store(context, builder, sig, array, index, value):
     return context.get_dummy_value()
 
 
+def _store_pairs(context, builder, sig, array, index, a, b):
+    narrow = ir.VectorType(ir.IntType(8), LANES)
+    order = [i for lane in range(LANES) for i in (lane, lane + LANES)]
+    both = ir.Constant(ir.VectorType(ir.IntType(32), 2 * LANES), order)
+    value = builder.shuffle_vector(builder.trunc(a, narrow), builder.trunc(b, narrow), both)
+    pointer = builder.gep(context.make_array(sig.args[0])(context, builder, array).data, [index])
+    builder.store(value, builder.bitcast(pointer, value.type.as_pointer())).align = 1
+    return context.get_dummy_value()
+
+
 def _kind_of(array, *_):
     return F if array.dtype == types.float32 else I
 
@@ -232,6 +242,8 @@ lane_numbers = _function(I, [], lambda context, builder, sig: ir.Constant(_vecto
 lane_numbers.__doc__ = """lane_numbers() -> I: 0, 1, ... 15."""
 store = _function(types.void, [None, types.intp, None], _store)
 store.__doc__ = """store(array, i, value): to elements i .. i + 15; of I in an array of bytes or int16 the low bits."""
+store_pairs = _function(types.void, [None, types.intp, I, I], _store_pairs)
+store_pairs.__doc__ = """store_pairs(bytes, i, a, b): from byte i on a[0], b[0], a[1], b[1], ..., low bytes of I."""
 select = _function(
     lambda mask, a, b: a if isinstance(a, Lanes) else b,
     [M, None, None],

@@ -20,7 +20,7 @@ from refquant.quantized import Quantized
 BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
 FORMATS = (*BLOCKS, "TQ1_0", "TQ2_0", "MXFP4", "F16", "BF16", "int4-g128", "int8-row")
 WITHOUT_IMPORTANCE = ("Q8_0", "TQ1_0", "TQ2_0", "MXFP4", "F16", "BF16")
-SHAPE = (512, 4096)  # of what is quantized and decoded
+SHAPE = (256, 4096)  # of what is quantized and decoded
 WIDTH = 4096
 
 

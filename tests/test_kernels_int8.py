@@ -68,7 +68,7 @@ def test_without_wide_registers_the_results_are_the_same():
     code = """
 import hashlib, numpy as np, refquant as rq
 from refquant import ops
-from refquant_kernels.cpu import simd
+from refquant_kernels.cpu import machine
 rng = np.random.default_rng(72)
 w, x = rng.standard_normal((9, 512)).astype("f"), rng.standard_normal((1, 512)).astype("f")
 digest, products = hashlib.sha256(), []
@@ -79,7 +79,7 @@ for name in ("Q4_0", "Q4_K", "IQ4_NL", "int4-g128"):
     if name == "Q4_K":
         op = ops.find_op("matmul_int8", name)
         products.append(op(x, q, backend="numba") - op(x, q))
-print(digest.hexdigest(), max(np.abs(p).max() for p in products) < 1e-4, simd.HAS_PICK, simd.HAS_HALF)
+print(digest.hexdigest(), max(np.abs(p).max() for p in products) < 1e-4, machine.HAS_PICK, machine.HAS_HALF)
 """
 
     def run(**environment):

@@ -1,10 +1,12 @@
 """Fast paths on the CPU, in Numba. Importing this registers them as backend "numba". Reading order:
 
     simd          sixteen numbers computed with as one
+    machine       instructions that only some processors have
     compile       compiled when first used, kept on disk, spread over threads
     lanes         roundings, float16, transposition
     searches      ggml's searches for the best scale
     blocks        an encoder as an operation
+    planes        codes into bytes
     quantize_k    Q2_K Q3_K Q4_K Q5_K Q6_K
     quantize_legacy, quantize_iq, quantize_rounded    the other block formats
     decode        what one block decodes to

@@ -15,23 +15,18 @@ import numpy as np
 from refquant.codebooks import E2M1_DOUBLED, IQ4_VALUES
 from refquant_kernels.cpu.compile import inlined
 from refquant_kernels.cpu.lanes import TWO_112, from_float16
+from refquant_kernels.cpu.machine import HAS_HALF, HAS_PICK, float_of_bits, half_at, pick, word_at
 from refquant_kernels.cpu.simd import (
-    HAS_HALF,
-    HAS_PICK,
-    float_of_bits,
     from_bits,
-    half_at,
     lane_numbers,
     load,
     load_halves,
     load_signed,
-    pick,
     select,
     shift_right,
     splat,
     splat_int,
     to_float,
-    word_at,
 )
 
 f32, u32 = np.float32, np.uint32

@@ -22,20 +22,17 @@ from refquant.quantized import Quantized
 from refquant_kernels.cpu.compile import aligned, helper, in_pieces, inlined, kernel, specialized
 from refquant_kernels.cpu.decode import four_bits, half, two_bits
 from refquant_kernels.cpu.lanes import MAGIC
+from refquant_kernels.cpu.machine import float_of_bits, prefetch, sum_lanes, word_at
 from refquant_kernels.cpu.simd import (
     LANES,
-    float_of_bits,
     fma,
     load,
-    prefetch,
     select,
     splat,
     store,
     store_pairs,
-    sum_lanes,
     to_float,
     to_int,
-    word_at,
 )
 
 FEW = 4  # tokens up to which rows are decoded in registers

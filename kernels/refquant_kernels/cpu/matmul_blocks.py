@@ -19,8 +19,9 @@ from refquant import ops
 from refquant_kernels.cpu.compile import aligned, in_pieces, specialized
 from refquant_kernels.cpu.decode import DECODERS
 from refquant_kernels.cpu.dequantize import KERNELS
+from refquant_kernels.cpu.machine import prefetch, sum_lanes
 from refquant_kernels.cpu.matmul_k import ROWS
-from refquant_kernels.cpu.simd import LANES, fma, load, prefetch, splat, sum_lanes
+from refquant_kernels.cpu.simd import LANES, fma, load, splat
 
 FEW = 4  # tokens up to which each row is decoded in registers for all of them
 PIECE = 1 << 16  # weights that are worth handing to another thread

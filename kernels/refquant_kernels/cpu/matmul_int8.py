@@ -15,6 +15,7 @@ import numpy as np
 
 from refquant import ops
 from refquant_kernels.cpu.compile import in_pieces, inlined, specialized
+from refquant_kernels.cpu.machine import dot_bytes, load_words, load_words_twice, pick, prefetch, sum_lanes
 from refquant_kernels.cpu.matmul_k import (
     factors_q2_k,
     factors_q3_k,
@@ -23,18 +24,12 @@ from refquant_kernels.cpu.matmul_k import (
 )
 from refquant_kernels.cpu.simd import (
     LANES,
-    dot_bytes,
     fma,
     lane_numbers,
     load,
-    load_words,
-    load_words_twice,
-    pick,
-    prefetch,
     select,
     splat,
     splat_int,
-    sum_lanes,
     to_float,
 )
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from refquant_kernels.cpu.compile import inlined, specialized
 from refquant_kernels.cpu.decode import (
-    HAS_PICK,
     IQ4,
     IQ4_WORDS,
     NIBBLES,
@@ -27,21 +26,17 @@ from refquant_kernels.cpu.decode import (
     six_bits_minus_32,
     two_bits,
 )
+from refquant_kernels.cpu.machine import HAS_PICK, bytes_of, pick, prefetch, sum_lanes, word_at
 from refquant_kernels.cpu.simd import (
     LANES,
-    bytes_of,
     fma,
     load,
     load_signed,
-    pick,
-    prefetch,
     shift_right,
     splat,
     splat_int,
     store,
-    sum_lanes,
     to_float,
-    word_at,
 )
 
 # ruff: noqa: D103 (factors_x and codes_x are what the comment below says, for the format x)

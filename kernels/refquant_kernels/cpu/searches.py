@@ -15,7 +15,16 @@ import numpy as np
 from refquant.codebooks import IQ4_VALUES
 from refquant_kernels.cpu.compile import helper, inlined
 from refquant_kernels.cpu.lanes import EPS, clip, largest_magnitude, nearest, nearest_within
-from refquant_kernels.cpu.simd import LANES, any_lane, load, select, splat, splat_int, store, to_float
+from refquant_kernels.cpu.simd import (
+    LANES,
+    any_lane,
+    load,
+    select,
+    splat,
+    splat_int,
+    store,
+    to_float,
+)
 
 f32 = np.float32
 ONE, TENTH, CODE127, INFINITY = f32(1), f32(0.1), f32(-127), f32(np.inf)

@@ -24,7 +24,7 @@ def round_half_even(x: np.ndarray) -> np.ndarray:
 
 
 def check_weights(w: np.ndarray, name: str = "weights") -> np.ndarray:
-    """Return `w` as float32 [n, k]; raise `BadInput` for another rank, an empty axis, integers, NaN or infinity."""
+    """Return `w` as float32 [n, k], not copied if it is; raise `BadInput` for another rank, integers, NaN, infinity."""
     w = np.asarray(w)
     if w.ndim != 2 or 0 in w.shape:
         raise BadInput(f"{name}: expected a matrix [out, in] with no empty axis, got shape {w.shape}")
@@ -38,8 +38,8 @@ def check_weights(w: np.ndarray, name: str = "weights") -> np.ndarray:
             "repair or retrain the layer, a grid cannot hold them"
         )
     with np.errstate(over="ignore"):
-        narrow = w.astype(np.float32)
-    if not np.isfinite(narrow).all():
+        narrow = w.astype(np.float32, copy=False)
+    if narrow is not w and not np.isfinite(narrow).all():
         raise BadInput(f"{name}: values beyond float32 (largest {np.abs(w).max():.3g})")
     return narrow
 

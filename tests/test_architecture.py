@@ -27,9 +27,14 @@ MAY_IMPORT = {
     "evaluate": BASE,
     "models": BASE | {"evaluate"},
     "compare": BASE | {"evaluate", "models"},
+<<<<<<< HEAD
     "bandwidth": BASE,
     "claims": BASE | {"bandwidth", "models"},
     "cli": BASE | {"inspect_file", "evaluate", "models", "compare", "bandwidth", "claims"},
+=======
+    "bench": BASE,
+    "cli": BASE | {"evaluate", "models", "compare", "bench"},
+>>>>>>> numba
 }
 METHOD_LINES, MODULE_LINES = 150, 250
 

@@ -137,8 +137,8 @@ def score(
     keep : bool
         Keep the log-probabilities (float16, 2 bytes * vocabulary for each scored token) for use as a reference.
     bos : int, optional
-        Under llama.cpp's protocol: put this token in the first place of each window, for models trained to see one (llama.cpp does it where the
-        tokenizer asks for it; Gemma without it is ruined).
+        Under llama.cpp's protocol: put this token in the first place of each window, for models trained to see one
+        (llama.cpp does so where the tokenizer asks for it; Gemma without it is ruined). The papers' code never does.
     progress : callable, optional
         Called with the number of windows done after each batch.
     """

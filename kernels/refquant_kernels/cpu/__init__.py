@@ -1,15 +1,18 @@
 """Fast paths on the CPU, in Numba. Importing this registers them as backend "numba". Reading order:
 
     simd          sixteen numbers computed with as one
+    machine       instructions that only some processors have
     compile       compiled when first used, kept on disk, spread over threads
     lanes         roundings, float16, transposition
     searches      ggml's searches for the best scale
     blocks        an encoder as an operation
+    planes        codes into bytes
     quantize_k    Q2_K Q3_K Q4_K Q5_K Q6_K
     quantize_legacy, quantize_iq, quantize_rounded    the other block formats
     decode        what one block decodes to
     dequantize    every block format
-    matmul_blocks    every block format
+    matmul_blocks, matmul_k    every block format
+    matmul_int8   the k-quants with activations of 8 bits
     int_grids     quantize, dequantize, matmul of the uniform grids
     gptq          its column loop
 
@@ -21,6 +24,7 @@ from refquant_kernels.cpu import (
     gptq,
     int_grids,
     matmul_blocks,
+    matmul_int8,
     quantize_iq,
     quantize_k,
     quantize_legacy,
@@ -32,6 +36,7 @@ __all__ = [
     "gptq",
     "int_grids",
     "matmul_blocks",
+    "matmul_int8",
     "quantize_iq",
     "quantize_k",
     "quantize_legacy",

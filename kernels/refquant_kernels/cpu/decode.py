@@ -13,10 +13,10 @@ give sixteen codes in order: no shuffling anywhere.
 import numpy as np
 
 from refquant.codebooks import E2M1_DOUBLED, IQ4_VALUES
-from refquant_kernels.cpu.compile import helper
+from refquant_kernels.cpu.compile import inlined
 from refquant_kernels.cpu.lanes import TWO_112, from_float16
+from refquant_kernels.cpu.machine import HAS_HALF, HAS_PICK, float_of_bits, half_at, pick, word_at
 from refquant_kernels.cpu.simd import (
-    float_of_bits,
     from_bits,
     lane_numbers,
     load,
@@ -32,9 +32,11 @@ from refquant_kernels.cpu.simd import (
 f32, u32 = np.float32, np.uint32
 
 
-@helper
+@inlined
 def half(blocks, at):
     """float32 of the float16 at byte `at`; a NaN is made quiet."""
+    if HAS_HALF:
+        return half_at(blocks, at)
     bits = u32(blocks[at]) | u32(blocks[at + 1]) << u32(8)
     rest = (bits & u32(0x7FFF)) << u32(13)
     if rest >= u32(0x0F80_0000):
@@ -45,7 +47,50 @@ def half(blocks, at):
     return -value if bits & u32(0x8000) else value
 
 
-@helper
+# With `pick`, four bits become any of sixteen numbers in one instruction, which looks at no other bits of the index: no
+# mask, no conversion. Two bits, or one, work likewise: their table repeats itself.
+NIBBLES = np.arange(16, dtype=f32)
+NIBBLES_8 = NIBBLES - 8
+PAIRS = NIBBLES % 4
+UPPER_PAIRS = 16 * PAIRS - 32
+UPPER_BITS = NIBBLES % 2 * 16
+
+
+@inlined
+def four_bits(v):
+    """F: the lowest four bits."""
+    return pick(load(NIBBLES, 0), v) if HAS_PICK else to_float(v & 15)
+
+
+@inlined
+def four_bits_minus_8(v):
+    """F: the lowest four bits, minus 8."""
+    return pick(load(NIBBLES_8, 0), v) if HAS_PICK else to_float((v & 15) - 8)
+
+
+@inlined
+def two_bits(v):
+    """F: the lowest two bits."""
+    return pick(load(PAIRS, 0), v) if HAS_PICK else to_float(v & 3)
+
+
+@inlined
+def five_bits(low, high):
+    """F: the lowest four bits of `low` and above them the lowest bit of `high`."""
+    if HAS_PICK:
+        return pick(load(NIBBLES, 0), low) + pick(load(UPPER_BITS, 0), high)
+    return to_float((low & 15) | ((high & 1) << 4))
+
+
+@inlined
+def six_bits_minus_32(low, high):
+    """F: the lowest four bits of `low`, above them the lowest two of `high`, minus 32."""
+    if HAS_PICK:
+        return pick(load(NIBBLES, 0), low) + pick(load(UPPER_PAIRS, 0), high)
+    return to_float(((low & 15) | ((high & 3) << 4)) - 32)
+
+
+@inlined
 def head_d(blocks, at):
     """Formats that begin with d."""
     return (half(blocks, at),)
@@ -54,55 +99,46 @@ def head_d(blocks, at):
 # ---- Q4_0 Q4_1 Q5_0 Q5_1 Q8_0
 
 
-@helper
-def word_at(blocks, at):
-    """int32 of the four bytes at `at`, little-endian."""
-    word = u32(0)
-    for i in range(4):
-        word |= u32(blocks[at + i]) << u32(8 * i)
-    return np.int32(word)
-
-
-@helper
+@inlined
 def fifth_bits(blocks, at):
-    """Bit 4 of 32 codes, from 32 bits in order: two vectors of 0 or 16."""
-    word = splat_int(word_at(blocks, at))
-    return (shift_right(word, lane_numbers()) & 1) << 4, (shift_right(word, lane_numbers() + 16) & 1) << 4
+    """32 bits in order: two vectors whose lowest bits they are."""
+    word = splat_int(np.int32(word_at(blocks, at)))
+    return shift_right(word, lane_numbers()), shift_right(word, lane_numbers() + 16)
 
 
-@helper
+@inlined
 def weights_q4_0(blocks, at, head, j):
     codes, d = load(blocks, at + 2), splat(head[0])
-    return d * to_float((codes & 15) - 8), d * to_float((codes >> 4) - 8)
+    return d * four_bits_minus_8(codes), d * four_bits_minus_8(codes >> 4)
 
 
-@helper
+@inlined
 def head_d_m(blocks, at):
     """Formats that begin with d and a minimum."""
     return half(blocks, at), half(blocks, at + 2)
 
 
-@helper
+@inlined
 def weights_q4_1(blocks, at, head, j):
     codes, d, m = load(blocks, at + 4), splat(head[0]), splat(head[1])
-    return d * to_float(codes & 15) + m, d * to_float(codes >> 4) + m
+    return d * four_bits(codes) + m, d * four_bits(codes >> 4) + m
 
 
-@helper
+@inlined
 def weights_q5_0(blocks, at, head, j):
     codes, d = load(blocks, at + 6), splat(head[0])
     low, high = fifth_bits(blocks, at + 2)
-    return d * to_float(((codes & 15) | low) - 16), d * to_float(((codes >> 4) | high) - 16)
+    return d * (five_bits(codes, low) - 16.0), d * (five_bits(codes >> 4, high) - 16.0)
 
 
-@helper
+@inlined
 def weights_q5_1(blocks, at, head, j):
     codes, d, m = load(blocks, at + 8), splat(head[0]), splat(head[1])
     low, high = fifth_bits(blocks, at + 4)
-    return d * to_float((codes & 15) | low) + m, d * to_float((codes >> 4) | high) + m
+    return d * five_bits(codes, low) + m, d * five_bits(codes >> 4, high) + m
 
 
-@helper
+@inlined
 def weights_q8_0(blocks, at, head, j):
     d = splat(head[0])
     return d * to_float(load_signed(blocks, at + 2)), d * to_float(load_signed(blocks, at + 18))
@@ -111,32 +147,32 @@ def weights_q8_0(blocks, at, head, j):
 # ---- Q2_K Q3_K Q4_K Q5_K Q6_K
 
 
-@helper
+@inlined
 def head_q2_k(blocks, at):
     return half(blocks, at + 80), half(blocks, at + 82)
 
 
-@helper
+@inlined
 def weights_q2_k(blocks, at, head, j):
     byte, shift = at + 16 + 32 * (j // 4), 2 * (j % 4)
     s, t = blocks[at + 2 * j], blocks[at + 2 * j + 1]
-    a = splat(head[0] * f32(s & 15)) * to_float((load(blocks, byte) >> shift) & 3) - splat(head[1] * f32(s >> 4))
-    b = splat(head[0] * f32(t & 15)) * to_float((load(blocks, byte + 16) >> shift) & 3) - splat(head[1] * f32(t >> 4))
+    a = splat(head[0] * f32(s & 15)) * two_bits(load(blocks, byte) >> shift) - splat(head[1] * f32(s >> 4))
+    b = splat(head[0] * f32(t & 15)) * two_bits(load(blocks, byte + 16) >> shift) - splat(head[1] * f32(t >> 4))
     return a, b
 
 
-@helper
+@inlined
 def head_q3_k(blocks, at):
     return (half(blocks, at + 108),)
 
 
-@helper
+@inlined
 def scale_q3_k(blocks, at, j):
     low = blocks[at + 96 + j % 8] >> (4 * (j // 8)) & 15
     return f32(np.int32(low | (blocks[at + 104 + j % 4] >> (2 * (j // 4)) & 3) << 4) - 32)
 
 
-@helper
+@inlined
 def weights_q3_k(blocks, at, head, j):
     byte, shift = at + 32 + 32 * (j // 4), 2 * (j % 4)
     low = ((load(blocks, byte) >> shift) & 3) | (((load(blocks, at) >> j) & 1) << 2)
@@ -145,7 +181,7 @@ def weights_q3_k(blocks, at, head, j):
     return a * to_float(low - 4), b * to_float(high - 4)
 
 
-@helper
+@inlined
 def six_bits(blocks, at, j):
     """Scale and min j of the twelve bytes at `at`."""
     if j < 4:
@@ -154,101 +190,105 @@ def six_bits(blocks, at, j):
     return (shared & 15) | (blocks[at + j - 4] >> 6) << 4, (shared >> 4) | (blocks[at + j] >> 6) << 4
 
 
-@helper
+@inlined
 def weights_q4_k(blocks, at, head, j):
     byte, shift = at + 16 + 32 * (j // 2), 4 * (j % 2)
     s, m = six_bits(blocks, at + 4, j)
     scale, minimum = splat(head[0] * f32(s)), splat(head[1] * f32(m))
-    low, high = (load(blocks, byte) >> shift) & 15, (load(blocks, byte + 16) >> shift) & 15
-    return scale * to_float(low) - minimum, scale * to_float(high) - minimum
+    low, high = four_bits(load(blocks, byte) >> shift), four_bits(load(blocks, byte + 16) >> shift)
+    return scale * low - minimum, scale * high - minimum
 
 
-@helper
+@inlined
 def weights_q5_k(blocks, at, head, j):
     byte, shift = at + 48 + 32 * (j // 2), 4 * (j % 2)
     s, m = six_bits(blocks, at + 4, j)
     scale, minimum = splat(head[0] * f32(s)), splat(head[1] * f32(m))
-    low = ((load(blocks, byte) >> shift) & 15) | (((load(blocks, at + 16) >> j) & 1) << 4)
-    high = ((load(blocks, byte + 16) >> shift) & 15) | (((load(blocks, at + 32) >> j) & 1) << 4)
-    return scale * to_float(low) - minimum, scale * to_float(high) - minimum
+    low = five_bits(load(blocks, byte) >> shift, load(blocks, at + 16) >> j)
+    high = five_bits(load(blocks, byte + 16) >> shift, load(blocks, at + 32) >> j)
+    return scale * low - minimum, scale * high - minimum
 
 
-@helper
+@inlined
 def head_q6_k(blocks, at):
     return (half(blocks, at + 208),)
 
 
-@helper
+@inlined
 def weights_q6_k(blocks, at, head, j):
     byte, shift = at + 64 * (j // 4) + 32 * (j % 2), 4 * (j // 2 % 2)
     top, upper = at + 128 + 32 * (j // 4), 2 * (j % 4)
-    low = ((load(blocks, byte) >> shift) & 15) | (((load(blocks, top) >> upper) & 3) << 4)
-    high = ((load(blocks, byte + 16) >> shift) & 15) | (((load(blocks, top + 16) >> upper) & 3) << 4)
+    low = six_bits_minus_32(load(blocks, byte) >> shift, load(blocks, top) >> upper)
+    high = six_bits_minus_32(load(blocks, byte + 16) >> shift, load(blocks, top + 16) >> upper)
     a = splat(head[0] * f32(np.int8(blocks[at + 192 + 2 * j])))
     b = splat(head[0] * f32(np.int8(blocks[at + 193 + 2 * j])))
-    return a * to_float(low - 32), b * to_float(high - 32)
+    return a * low, b * high
 
 
 # ---- IQ4_NL IQ4_XS MXFP4: codes are places in a table
 #
-# A table of sixteen bytes is four 32-bit words, each of four entries; two selections find the word, a shift the entry.
+# Without `pick`: a table of sixteen bytes is four 32-bit words, each of four entries; two selections find the word, a
+# shift the entry.
 
 IQ4_WORDS = tuple(np.int32(word) for word in IQ4_VALUES.view("<i4"))
 E2M1_WORDS = tuple(np.int32(word) for word in E2M1_DOUBLED.view("<i4"))
+IQ4, E2M1 = IQ4_VALUES.astype(f32), E2M1_DOUBLED.astype(f32)
 
 
-@helper
-def look_up(words, codes):
-    """F: entry `codes` (0..15) of a table of sixteen signed bytes."""
+@inlined
+def look_up(table, words, codes):
+    """F: entry `codes` (its lowest four bits) of a table of sixteen signed bytes, given in two ways."""
+    if HAS_PICK:
+        return pick(load(table, 0), codes)
     lower = select((codes & 4) == 0, splat_int(words[0]), splat_int(words[1]))
     upper = select((codes & 4) == 0, splat_int(words[2]), splat_int(words[3]))
     word = select((codes & 8) == 0, lower, upper)
     return to_float(shift_right(word, (codes & 3) << 3) << 24 >> 24)
 
 
-@helper
+@inlined
 def weights_iq4_nl(blocks, at, head, j):
     codes, d = load(blocks, at + 2), splat(head[0])
-    return d * look_up(IQ4_WORDS, codes & 15), d * look_up(IQ4_WORDS, codes >> 4)
+    return d * look_up(IQ4, IQ4_WORDS, codes), d * look_up(IQ4, IQ4_WORDS, codes >> 4)
 
 
-@helper
+@inlined
 def weights_iq4_xs(blocks, at, head, j):
     codes = load(blocks, at + 8 + 16 * j)
     low = blocks[at + 4 + j // 2] >> (4 * (j % 2)) & 15
     high = blocks[at + 2 + j // 4] >> (2 * (j % 4)) & 3
     scale = splat(head[0] * f32(np.int32(low | high << 4) - 32))
-    return scale * look_up(IQ4_WORDS, codes & 15), scale * look_up(IQ4_WORDS, codes >> 4)
+    return scale * look_up(IQ4, IQ4_WORDS, codes), scale * look_up(IQ4, IQ4_WORDS, codes >> 4)
 
 
-@helper
+@inlined
 def head_mxfp4(blocks, at):
     e = u32(blocks[at])
     return (float_of_bits(u32(0x0020_0000) << e if e < 2 else (e - u32(1)) << u32(23)),)
 
 
-@helper
+@inlined
 def weights_mxfp4(blocks, at, head, j):
     codes, d = load(blocks, at + 1), splat(head[0])
-    return d * look_up(E2M1_WORDS, codes & 15), d * look_up(E2M1_WORDS, codes >> 4)
+    return d * look_up(E2M1, E2M1_WORDS, codes), d * look_up(E2M1, E2M1_WORDS, codes >> 4)
 
 
 # ---- TQ1_0 TQ2_0
 
 
-@helper
+@inlined
 def head_tq1_0(blocks, at):
     return (half(blocks, at + 52),)
 
 
-@helper
+@inlined
 def trits(data, t):
     """F: trit t of sixteen bytes, minus 1."""
     power = 3**t
     return to_float(((((data * power) & 255) * 3) >> 8) - 1)
 
 
-@helper
+@inlined
 def weights_tq1_0(blocks, at, head, j):
     d = splat(head[0])
     if j < 5:
@@ -258,39 +298,38 @@ def weights_tq1_0(blocks, at, head, j):
         return d * trits(data, 2 * (j - 5)), d * trits(data, 2 * (j - 5) + 1)
     lane = lane_numbers()
     last = (
-        shift_right(splat_int(word_at(blocks, at + 48)), (lane & 3) << 3) & 255
+        shift_right(splat_int(np.int32(word_at(blocks, at + 48))), (lane & 3) << 3) & 255
     )  # of lane i, trit i // 4 of byte i % 4
     first, later = select(lane < 4, splat_int(1), splat_int(3)), select(lane < 12, splat_int(9), splat_int(27))
     power = select(lane < 8, first, later)
     return d * trits(data, 4), d * to_float(((((last * power) & 255) * 3) >> 8) - 1)
 
 
-@helper
+@inlined
 def head_tq2_0(blocks, at):
     return (half(blocks, at + 64),)
 
 
-@helper
+@inlined
 def weights_tq2_0(blocks, at, head, j):
     byte, shift, d = at + 32 * (j // 4), 2 * (j % 4), splat(head[0])
-    low, high = (load(blocks, byte) >> shift) & 3, (load(blocks, byte + 16) >> shift) & 3
-    return d * to_float(low - 1), d * to_float(high - 1)
+    return d * (two_bits(load(blocks, byte) >> shift) - 1.0), d * (two_bits(load(blocks, byte + 16) >> shift) - 1.0)
 
 
 # ---- F16 BF16 F32: blocks of 32 for the sake of one loop
 
 
-@helper
+@inlined
 def no_head(blocks, at):
     return (f32(0),)
 
 
-@helper
+@inlined
 def weights_f16(blocks, at, head, j):
     return from_float16(load_halves(blocks, at)), from_float16(load_halves(blocks, at + 32))
 
 
-@helper
+@inlined
 def weights_bf16(blocks, at, head, j):
     return from_bits(load_halves(blocks, at) << 16), from_bits(load_halves(blocks, at + 32) << 16)
 

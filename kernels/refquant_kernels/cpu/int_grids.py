@@ -16,20 +16,21 @@ import numpy as np
 
 from refquant import ops
 from refquant.errors import BadInput
-from refquant.formats.bits import pack_bits, packed_bytes, unpack_bits
+from refquant.formats.bits import pack_bits, packed_bytes
 from refquant.grids import as_grid
 from refquant.quantized import Quantized
-from refquant_kernels.cpu.compile import helper, in_pieces, kernel
+from refquant_kernels.cpu.compile import aligned, helper, in_pieces, inlined, kernel, specialized
+from refquant_kernels.cpu.decode import four_bits, half, two_bits
 from refquant_kernels.cpu.lanes import MAGIC
+from refquant_kernels.cpu.machine import float_of_bits, prefetch, sum_lanes, word_at
 from refquant_kernels.cpu.simd import (
     LANES,
     fma,
     load,
-    prefetch,
     select,
     splat,
     store,
-    sum_lanes,
+    store_pairs,
     to_float,
     to_int,
 )
@@ -73,8 +74,7 @@ def group_ranges(w, k, size, first, last, low, high):
 def pack_codes(codes, bits, count, out, at):
     """Put `count` bytes of codes into a dense stream at out[at]; `codes` is padded with zeros to a multiple of 8."""
     if bits == 8:
-        for i in range(count):
-            out[at + i] = codes[i]
+        out[at : at + count] = codes[:count]
     elif bits == 4:
         for i in range((count + 1) // 2):
             out[at + i] = codes[2 * i] | codes[2 * i + 1] << 4
@@ -95,8 +95,7 @@ def encode_rows(w, scales, zeros, k, size, bits, first, last, out):
     groups, row_bytes, top = -(-k // size), (k * bits + 7) // 8, np.float32((1 << bits) - 1)
     row, codes = np.zeros(k + LANES, np.float32), np.zeros(k + 2 * LANES, np.uint8)
     for r in range(first, last):
-        for i in range(k):
-            row[i] = w[r * k + i]
+        row[:k] = w[r * k : (r + 1) * k]
         for g in range(groups):
             scale, zero = splat(scales[r * groups + g]), splat(zeros[r * groups + g])
             for i in range(g * size, min(k, (g + 1) * size), LANES):  # may run over into the next group, which follows
@@ -136,10 +135,13 @@ def quantize(w, format, importance=None):  # noqa: A002 (ops calls it that)
 def unpack_codes(data, at, bits, count, codes):
     """The inverse of `pack_codes`; `codes` has room for a multiple of 8."""
     if bits == 8:
-        for i in range(count):
-            codes[i] = data[at + i]
+        codes[:count] = data[at : at + count]
     elif bits == 4:
-        for i in range((count + 1) // 2):
+        whole = count // 2 // LANES * LANES
+        for i in range(0, whole, LANES):
+            pairs = load(data, at + i)
+            store_pairs(codes, 2 * i, pairs & 15, pairs >> 4)
+        for i in range(whole, (count + 1) // 2):
             byte = data[at + i]
             codes[2 * i], codes[2 * i + 1] = byte & 15, byte >> 4
     else:
@@ -153,53 +155,69 @@ def unpack_codes(data, at, bits, count, codes):
                 codes[i + j] = np.uint8(word >> np.uint64(bits * j) & mask)
 
 
+@inlined
+def scale_at(scales, width, i):
+    """Scale number i of those whose bytes are `scales`, each `width` bytes wide: float16 or float32."""
+    return half(scales, 2 * i) if width == 2 else float_of_bits(word_at(scales, 4 * i))
+
+
+@inlined
+def zero_at(zeros, row, bits, g):
+    """Zero-point of group g; the row's packed ones begin at byte `row`. The middle code where there are none."""
+    if zeros.size == 0:
+        return np.float32(1 << (bits - 1))
+    word = word_at(zeros, row + (g * bits >> 3)) >> np.uint32(g * bits & 7)
+    return np.float32(np.int32(word & np.uint32((1 << bits) - 1)))
+
+
 @kernel()
-def decode_rows(data, scales, zeros, g_idx, k, size, bits, first, last, out, skipped):
+def decode_rows(data, scales, width, zeros, g_idx, k, size, bits, first, last, out, skipped):
     """Weights of rows first .. last - 1: (code - zero) * scale, to row r - skipped of out. g_idx may be empty."""
-    row_bytes = (k * bits + 7) // 8
-    groups = scales.size // (data.size // row_bytes)
+    row_bytes, groups = (k * bits + 7) // 8, -(-k // size)
+    zero_bytes = (groups * bits + 7) // 8
     codes, row = np.empty(k + 2 * LANES, np.uint8), np.empty(k + LANES, np.float32)
     for r in range(first, last):
         unpack_codes(data, r * row_bytes, bits, k, codes)
         if g_idx.size:
             for i in range(k):
-                g = r * groups + g_idx[i]
-                row[i] = (np.float32(codes[i]) - zeros[g]) * scales[g]
+                g = g_idx[i]
+                zero = zero_at(zeros, r * zero_bytes, bits, g)
+                row[i] = (np.float32(codes[i]) - zero) * scale_at(scales, width, r * groups + g)
         else:
             for g in range(groups):
-                scale, zero = splat(scales[r * groups + g]), splat(zeros[r * groups + g])
+                scale = splat(scale_at(scales, width, r * groups + g))
+                zero = splat(zero_at(zeros, r * zero_bytes, bits, g))
                 for i in range(g * size, min(k, (g + 1) * size), LANES):  # may run over, as above
                     store(row, i, (to_float(load(codes, i)) - zero) * scale)
-        for i in range(k):
-            out[(r - skipped) * k + i] = row[i]
+        out[(r - skipped) * k : (r - skipped + 1) * k] = row[:k]
 
 
-def unpacked(q):
-    """Codes as bytes, flat; scales and zero-points float32 [n * G]; g_idx int64 [k] or empty; group size; bits."""
-    grid, (n, k) = as_grid(q.format), q.shape
+def as_stored(q):
+    """The arrays as kernels take them: codes, bytes of the scales, their width, packed zero-points or none, g_idx [k]
+    or none; group size and bits.
+    """  # fmt: skip
+    grid, k = as_grid(q.format), q.shape[1]
     size = grid.group_size or k
     groups = -(-k // size)
-    scales = q.arrays["scales"].astype(np.float32).reshape(-1)
-    if grid.sym:
-        zeros = np.full(n * groups, 2 ** (grid.bits - 1), np.float32)
-    else:
-        zeros = unpack_bits(q.arrays["zeros"], grid.bits, groups).astype(np.float32).reshape(-1)
     g_idx = q.arrays.get("g_idx", np.empty(0)).astype(np.int64)
     if g_idx.size and (g_idx.min() < 0 or g_idx.max() >= groups):
         raise BadInput(f"{q.format}: g_idx must lie in 0..{groups - 1}, got {g_idx.min()}..{g_idx.max()}")
-    codes = np.ascontiguousarray(q.arrays["codes"]).reshape(-1)
-    return codes, scales, zeros, g_idx, size, grid.bits
+    scales, zeros = q.arrays["scales"], q.arrays.get("zeros", np.empty(0, np.uint8))
+    if zeros.size:
+        zeros = np.append(zeros, np.zeros(4, np.uint8))  # they are read four at a time
+    flat = [np.ascontiguousarray(array).reshape(-1) for array in (q.arrays["codes"], scales)]
+    return flat[0], flat[1].view(np.uint8), scales.itemsize, zeros, g_idx, size, grid.bits
 
 
 @ops.fast_path("dequantize", "int", backend="numba")
 def dequantize(q):
     """Weights float32 [n, k]."""
-    codes, scales, zeros, g_idx, size, bits = unpacked(q)
+    codes, scales, width, zeros, g_idx, size, bits = as_stored(q)
     n, k = q.shape
     out = np.empty((n, k), np.float32)
     flat = out.reshape(-1)
     in_pieces(
-        lambda first, last: decode_rows(codes, scales, zeros, g_idx, k, size, bits, first, last, flat, 0),
+        lambda first, last: decode_rows(codes, scales, width, zeros, g_idx, k, size, bits, first, last, flat, 0),
         n,
         max(1, PIECE // k),
     )
@@ -209,59 +227,67 @@ def dequantize(q):
 # ---- matmul
 
 
-@kernel()
-def dot_rows(x, sums, data, scales, zeros, size, bits, first, last, out):
+BITS = None  # given by `specialized`, for each width
+
+
+def _dot_rows(x, sums, data, scales, width, zeros, size, first, last, out):
     """out[t, r] for all tokens and rows first .. last - 1; codes of 2, 4 or 8 bits, whole bytes of vectors in a group.
 
     x [m, k] with its columns out of order (`out_of_order`); sums [m, G], the sums of x over each group.
     """
-    k, groups, planes = x.shape[1], sums.shape[1], 8 // bits
-    row_bytes, group_bytes = k // planes, size // planes
-    mask = (1 << bits) - 1
+    k, groups, planes = x.shape[1], sums.shape[1], 8 // BITS
+    row_bytes, group_bytes, zero_bytes = k // planes, size // planes, (groups * BITS + 7) // 8
     for t in range(x.shape[0]):
-        tokens, sums_of_group = x[t], sums[t]
+        tokens, sums_of_token = x[t], sums[t]
         for r in range(first, last):
             total, zero_part = splat(0.0), np.float32(0)
             for g in range(groups):
-                start = r * row_bytes + g * group_bytes
+                start, column = r * row_bytes + g * group_bytes, g * size
                 even, odd = splat(0.0), splat(0.0)
-                for b in range(0, group_bytes, LANES):
-                    data_here, column = load(data, start + b), g * size + b * planes
-                    if b % 64 == 0:
-                        prefetch(data, start + b + AHEAD)
-                    if planes == 2:
-                        even = fma(to_float(data_here & 15), load(tokens, column), even)
-                        odd = fma(to_float(data_here >> 4), load(tokens, column + LANES), odd)
+                for b in range(start, start + group_bytes, LANES):
+                    codes = load(data, b)
+                    prefetch(data, b + AHEAD)
+                    if BITS == 8:
+                        even = fma(to_float(codes), load(tokens, column), even)
+                    elif BITS == 4:
+                        even = fma(four_bits(codes), load(tokens, column), even)
+                        odd = fma(four_bits(codes >> 4), load(tokens, column + LANES), odd)
                     else:
-                        for p in range(planes):
-                            code = (data_here >> (bits * p)) & mask
-                            even = fma(to_float(code), load(tokens, column + LANES * p), even)
-                scale = scales[r * groups + g]
+                        even = fma(two_bits(codes), load(tokens, column), even)
+                        odd = fma(two_bits(codes >> 2), load(tokens, column + LANES), odd)
+                        even = fma(two_bits(codes >> 4), load(tokens, column + 2 * LANES), even)
+                        odd = fma(two_bits(codes >> 6), load(tokens, column + 3 * LANES), odd)
+                    column += LANES * planes
+                scale = scale_at(scales, width, r * groups + g)
                 total = fma(splat(scale), even + odd, total)
-                zero_part += scale * zeros[r * groups + g] * sums_of_group[g]
+                zero_part += scale * zero_at(zeros, r * zero_bytes, BITS, g) * sums_of_token[g]
             out[t, r] = sum_lanes(total) - zero_part
+
+
+DOT_ROWS = {bits: specialized(_dot_rows, f"matmul_int{bits}", BITS=bits) for bits in (2, 4, 8)}
 
 
 def out_of_order(x, bits):
     """Columns of x [m, k] as sixteen bytes of codes give them: all first codes of the bytes, then all second ones."""
     m, k = x.shape
     planes = 8 // bits
-    return np.ascontiguousarray(x.reshape(m, -1, LANES, planes).swapaxes(2, 3)).reshape(m, k)
+    return x.reshape(m, -1, LANES, planes).swapaxes(2, 3).reshape(m, k)
 
 
 @ops.fast_path("matmul", "int", backend="numba")
 def matmul(x, q):
     """X [..., k] -> float32 [..., n]."""
-    codes, scales, zeros, g_idx, size, bits = unpacked(q)
+    codes, scales, width, zeros, g_idx, size, bits = as_stored(q)
     n, k = q.shape
     tokens = np.ascontiguousarray(x, np.float32).reshape(-1, k)
     out = np.empty((len(tokens), n), np.float32)
     least = max(1, PIECE // k)
     step = LANES * 8 // bits if bits in (2, 4, 8) else 0
     if step and size % step == 0 and k % size == 0 and not g_idx.size and 0 < len(tokens) <= FEW:
-        ordered = out_of_order(tokens, bits)
+        ordered = aligned(out_of_order(tokens, bits))
         sums = tokens.reshape(len(tokens), -1, size).sum(axis=2)
-        in_pieces(lambda a, b: dot_rows(ordered, sums, codes, scales, zeros, size, bits, a, b, out), n, least)
+        dot = DOT_ROWS[bits]
+        in_pieces(lambda a, b: dot(ordered, sums, codes, scales, width, zeros, size, a, b, out), n, least)
     elif len(tokens):
         rows = max(1, PANEL // k)
         panel = np.empty((min(rows, n), k), np.float32)
@@ -270,7 +296,7 @@ def matmul(x, q):
             count = min(rows, n - first)
 
             def decode(a, b, first=first):
-                decode_rows(codes, scales, zeros, g_idx, k, size, bits, first + a, first + b, flat, first)
+                decode_rows(codes, scales, width, zeros, g_idx, k, size, bits, first + a, first + b, flat, first)
 
             in_pieces(decode, count, least)
             np.matmul(tokens, panel[:count].T, out=out[:, first : first + count])

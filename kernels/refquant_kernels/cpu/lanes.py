@@ -6,7 +6,7 @@ of all of them belong to the same sixteen blocks.
 
 import numpy as np
 
-from refquant_kernels.cpu.compile import helper
+from refquant_kernels.cpu.compile import helper, inlined
 from refquant_kernels.cpu.simd import (
     LANES,
     bits,
@@ -29,20 +29,20 @@ TWO_112 = np.float32(2.0**112)
 HALF = np.float32(0.5)
 
 
-@helper
+@inlined
 def nearest(v):
     """F -> I, ties to even; beyond 2^22, infinity and NaN as `methods.kquants.arithmetic.nearest`."""
     return (bits(v + MAGIC) & 0x007F_FFFF) - 0x0040_0000
 
 
-@helper
+@inlined
 def clip(i, low, high):
     """I limited to low..high."""
     i = select(i < low, splat_int(low), i)
     return select(i > high, splat_int(high), i)
 
 
-@helper
+@inlined
 def nearest_within(v, top):
     """F -> F, first limited to 0..top, then rounded, ties to even; NaN gives 0."""
     v = select(v > 0.0, v, splat(0.0))
@@ -50,14 +50,14 @@ def nearest_within(v, top):
     return (v + MAGIC) - MAGIC
 
 
-@helper
+@inlined
 def truncated(v):
     """F -> I cut toward zero, the low byte with its sign; 0 beyond 32 bits and for NaN."""
     whole = to_int(select(abs(v) < TWO_31, v, splat(0.0)))
     return (whole << 24) >> 24
 
 
-@helper
+@inlined
 def round_half_away(v):
     """F -> F; C's roundf, for |v| below 2^31, otherwise v."""
     small = abs(v) < TWO_31
@@ -66,13 +66,13 @@ def round_half_away(v):
     return select(small, select(abs(v - whole) >= HALF, whole + one, whole), v)
 
 
-@helper
+@inlined
 def reciprocal(d):
     """1 / d, and 0 where d is 0."""
     return select(d != 0.0, splat(1.0) / d, splat(0.0))
 
 
-@helper
+@inlined
 def to_float16(v):
     """F -> I, the bits of float16, ties to even; NaN loses its payload, as in ggml."""
     size = bits(v) & 0x7FFF_FFFF
@@ -85,7 +85,7 @@ def to_float16(v):
     return half | (shift_right(bits(v), splat_int(16)) & 0x8000)
 
 
-@helper
+@inlined
 def from_float16(half):
     """I, the bits of float16, -> F; exact, a NaN made quiet."""
     rest = (half & 0x7FFF) << 13
@@ -141,7 +141,7 @@ def turn_out(image, size, steps, out, at):
         turn(image, steps, LANES * i, out, at + i, size)
 
 
-@helper
+@inlined
 def store_float16(image, byte, half):
     """Put the bits of a float16 into bytes `byte` and `byte` + 1 of the records."""
     store(image, LANES * byte, half)

@@ -16,10 +16,12 @@ short, so the error is below that of a plain loop.
 import numpy as np
 
 from refquant import ops
-from refquant_kernels.cpu.compile import in_pieces, specialized
+from refquant_kernels.cpu.compile import aligned, in_pieces, specialized
 from refquant_kernels.cpu.decode import DECODERS
 from refquant_kernels.cpu.dequantize import KERNELS
-from refquant_kernels.cpu.simd import LANES, fma, load, prefetch, splat, sum_lanes
+from refquant_kernels.cpu.machine import prefetch, sum_lanes
+from refquant_kernels.cpu.matmul_k import ROWS
+from refquant_kernels.cpu.simd import LANES, fma, load, splat
 
 FEW = 4  # tokens up to which each row is decoded in registers for all of them
 PIECE = 1 << 16  # weights that are worth handing to another thread
@@ -29,8 +31,8 @@ AHEAD = 4096  # bytes
 size, record, head, weights = None, None, None, None  # given by `specialized`, for each format
 
 
-def _rows(x, blocks, per_row, first, last, out):
-    """out[t, r] for all tokens t of x [m, k], and rows first .. last - 1, of `per_row` blocks each."""
+def _rows(x, sums, blocks, per_row, first, last, out):
+    """out[t, r] for all tokens t of x [m, k], and rows first .. last - 1 of `per_row` blocks; `sums` is unused."""
     for t in range(0, x.shape[0]):
         tokens = x[t]
         for r in range(first, last):
@@ -50,21 +52,27 @@ def _rows(x, blocks, per_row, first, last, out):
 
 def _register(name):
     block, itemsize, its_head, its_weights = DECODERS[name]
-    kernel = specialized(
-        _rows, f"matmul_{name.lower()}", size=block, record=itemsize, head=its_head, weights=its_weights
-    )
+    if name in ROWS:
+        kernel = ROWS[name]
+    else:
+        kernel = specialized(
+            _rows, f"matmul_{name.lower()}", size=block, record=itemsize, head=its_head, weights=its_weights
+        )
 
     @ops.fast_path("matmul", name, backend="numba")
     def matmul(x, q):
         """X [..., k] -> float32 [..., n]."""
         n, k = q.shape
-        tokens = np.ascontiguousarray(x, np.float32).reshape(-1, k)
+        tokens = aligned(np.asarray(x).reshape(-1, k))
         out = np.empty((len(tokens), n), np.float32)
         data = np.ascontiguousarray(q.arrays["blocks"]).reshape(-1)
         if k % block:  # F16 and BF16 of a ragged width
             np.matmul(tokens, ops.dequantize(q, backend="numba").T, out=out)
         elif 0 < len(tokens) <= FEW:
-            in_pieces(lambda first, last: kernel(tokens, data, k // block, first, last, out), n, max(1, PIECE // k))
+            sums = tokens.reshape(len(tokens), -1, LANES).sum(axis=2)
+            in_pieces(
+                lambda first, last: kernel(tokens, sums, data, k // block, first, last, out), n, max(1, PIECE // k)
+            )
         elif len(tokens):
             by_panels(tokens, data, KERNELS[name], block, out)
         return out.reshape(*x.shape[:-1], n)

@@ -25,7 +25,17 @@ from refquant_kernels.cpu.lanes import (
     turn_out,
 )
 from refquant_kernels.cpu.searches import code_with_minimum, scale_and_min, symmetric_scale
-from refquant_kernels.cpu.simd import LANES, load, select, shift_right, splat, splat_int, sqrt, store, to_int
+from refquant_kernels.cpu.simd import (
+    LANES,
+    load,
+    select,
+    shift_right,
+    splat,
+    splat_int,
+    sqrt,
+    store,
+    to_int,
+)
 
 WEIGHTS = 32
 f32 = np.float32

@@ -21,7 +21,17 @@ from refquant_kernels.cpu.lanes import (
     turn_in,
     turn_out,
 )
-from refquant_kernels.cpu.simd import LANES, bits, from_bits, load, select, shift_right, splat, splat_int, store
+from refquant_kernels.cpu.simd import (
+    LANES,
+    bits,
+    from_bits,
+    load,
+    select,
+    shift_right,
+    splat,
+    splat_int,
+    store,
+)
 
 f32 = np.float32
 DOUBLED = tuple(f32(v) for v in E2M1_DOUBLED)

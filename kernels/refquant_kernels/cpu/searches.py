@@ -13,9 +13,18 @@ from itertools import pairwise
 import numpy as np
 
 from refquant.codebooks import IQ4_VALUES
-from refquant_kernels.cpu.compile import helper
+from refquant_kernels.cpu.compile import helper, inlined
 from refquant_kernels.cpu.lanes import EPS, clip, largest_magnitude, nearest, nearest_within
-from refquant_kernels.cpu.simd import LANES, any_lane, load, select, splat, splat_int, store, to_float
+from refquant_kernels.cpu.simd import (
+    LANES,
+    any_lane,
+    load,
+    select,
+    splat,
+    splat_int,
+    store,
+    to_float,
+)
 
 f32 = np.float32
 ONE, TENTH, CODE127, INFINITY = f32(1), f32(0.1), f32(-127), f32(np.inf)
@@ -26,7 +35,7 @@ MIDDLES = tuple((a + b) / 2 for a, b in pairwise(VALUES))  # exact: halves of sm
 # ---- scale * code + minimum
 
 
-@helper
+@inlined
 def error_of(x, at, weight, p, n, codes, scale, minimum, absolute):
     """Sum of weight * (scale * code + minimum - x)^2, or of its magnitude."""
     total = splat(0.0)
@@ -41,7 +50,7 @@ def error_of(x, at, weight, p, n, codes, scale, minimum, absolute):
     return total
 
 
-@helper
+@inlined
 def code_with_minimum(x, inverse, start, top):
     """F: the code of x, 0..top."""
     return nearest_within(inverse * (x - start), top)
@@ -222,7 +231,7 @@ def positive_scale(x, weight, n, top, codes):
 # next to such a point, and rounding keeps their order elsewhere. NaN is below none and gets the last value, as in ggml.
 
 
-@helper
+@inlined
 def table_value(v):
     """F: the nearest of the sixteen values."""
     value = splat(VALUES[0])
@@ -231,7 +240,7 @@ def table_value(v):
     return value
 
 
-@helper
+@inlined
 def table_code(v):
     """I: the number of the nearest of the sixteen values."""
     code = splat_int(0)

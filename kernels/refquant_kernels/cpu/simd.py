@@ -202,6 +202,16 @@ def _store(context, builder, sig, array, index, value):
     return context.get_dummy_value()
 
 
+def _store_pairs(context, builder, sig, array, index, a, b):
+    narrow = ir.VectorType(ir.IntType(8), LANES)
+    order = [i for lane in range(LANES) for i in (lane, lane + LANES)]
+    both = ir.Constant(ir.VectorType(ir.IntType(32), 2 * LANES), order)
+    value = builder.shuffle_vector(builder.trunc(a, narrow), builder.trunc(b, narrow), both)
+    pointer = builder.gep(context.make_array(sig.args[0])(context, builder, array).data, [index])
+    builder.store(value, builder.bitcast(pointer, value.type.as_pointer())).align = 1
+    return context.get_dummy_value()
+
+
 def _kind_of(array, *_):
     return F if array.dtype == types.float32 else I
 
@@ -220,6 +230,8 @@ lane_numbers = _function(I, [], lambda context, builder, sig: ir.Constant(_vecto
 lane_numbers.__doc__ = """lane_numbers() -> I: 0, 1, ... 15."""
 store = _function(types.void, [None, types.intp, None], _store)
 store.__doc__ = """store(array, i, value): to elements i .. i + 15; of I in an array of bytes or int16 the low bits."""
+store_pairs = _function(types.void, [None, types.intp, I, I], _store_pairs)
+store_pairs.__doc__ = """store_pairs(bytes, i, a, b): from byte i on a[0], b[0], a[1], b[1], ..., low bytes of I."""
 select = _function(
     lambda mask, a, b: a if isinstance(a, Lanes) else b,
     [M, None, None],
@@ -248,39 +260,6 @@ any_lane = _function(
     ),
 )
 any_lane.__doc__ = """any_lane(M) -> bool."""
-
-
-def _sum_lanes(context, builder, sig, a):
-    half = LANES // 2
-    while half:  # the upper half onto the lower, and so on
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [(i + half) % LANES for i in range(LANES)])
-        a, half = builder.fadd(a, builder.shuffle_vector(a, a, mask)), half // 2
-    return builder.extract_element(a, ir.Constant(ir.IntType(32), 0))
-
-
-sum_lanes = _function(types.float32, [F], _sum_lanes)
-sum_lanes.__doc__ = """sum_lanes(F) -> float32, the sum of the lanes, added in pairs."""
-
-
-def _prefetch(context, builder, sig, array, index):
-    pointer = builder.gep(context.make_array(sig.args[0])(context, builder, array).data, [index])
-    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-    builder.call(function, [builder.bitcast(pointer, byte), *(ir.Constant(number, n) for n in (0, 3, 1))])
-    return context.get_dummy_value()
-
-
-prefetch = _function(types.void, [None, types.intp], _prefetch)
-prefetch.__doc__ = """prefetch(array, i): ask for the cache line of element i; beyond the end it does nothing."""
-
-
-def _as_float(context, builder, sig, a):
-    return builder.bitcast(a, ir.FloatType())
-
-
-float_of_bits = _function(types.float32, [types.uint32], _as_float)
-float_of_bits.__doc__ = """float_of_bits(uint32) -> the float32 with these bits."""
 
 
 def _turn(context, builder, sig, source, starts, offset, target, at, stride):

@@ -1,0 +1,5 @@
+"""How fast the kernels are, against peers in the same process: `refquant bench`.
+
+peers    ggml's compiled code through ctypes; torch
+cpu      the Numba kernels: measure, table, JSON, kernels/README.md
+"""

@@ -27,14 +27,10 @@ MAY_IMPORT = {
     "evaluate": BASE,
     "models": BASE | {"evaluate"},
     "compare": BASE | {"evaluate", "models"},
-<<<<<<< HEAD
     "bandwidth": BASE,
-    "claims": BASE | {"bandwidth", "models"},
-    "cli": BASE | {"inspect_file", "evaluate", "models", "compare", "bandwidth", "claims"},
-=======
     "bench": BASE,
-    "cli": BASE | {"evaluate", "models", "compare", "bench"},
->>>>>>> numba
+    "claims": BASE | {"bandwidth", "models"},
+    "cli": BASE | {"inspect_file", "evaluate", "models", "compare", "bandwidth", "bench", "claims"},
 }
 METHOD_LINES, MODULE_LINES = 150, 250
 

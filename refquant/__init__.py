@@ -20,7 +20,6 @@ import importlib
 from refquant import formats, methods
 from refquant.errors import RefquantError
 from refquant.formats import fp8 as _fp8  # noqa: F401 (these register themselves)
-from refquant.formats import gguf
 from refquant.formats import gguf_blocks as _gguf_blocks  # noqa: F401
 from refquant.formats import llm_int8 as _llm_int8  # noqa: F401
 from refquant.formats import mx as _mx  # noqa: F401
@@ -38,17 +37,18 @@ __all__ = [
     "as_grid",
     "dequantize",
     "formats",
-    "gguf",
     "matmul",
     "methods",
     "quantize",
     "traffic",
 ]
 
-_LAZY = ("bandwidth", "claims", "evaluate", "models")  # loaded when first used: `models` needs torch
+# Loaded when first used: `models` needs torch, and the others are not needed to quantize an array.
+_LAZY = {name: f"refquant.{name}" for name in ("bandwidth", "claims", "evaluate", "models")}
+_LAZY["gguf"] = "refquant.formats.gguf"
 
 
 def __getattr__(name: str):
     if name in _LAZY:
-        return importlib.import_module(f"refquant.{name}")
+        return importlib.import_module(_LAZY[name])
     raise AttributeError(f"module 'refquant' has no attribute {name!r}")

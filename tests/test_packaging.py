@@ -1,5 +1,6 @@
 """What an installation brings: fast import, no heavy libraries, no importable `kernels`."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -9,7 +10,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def python(code: str, cwd) -> str:
-    return subprocess.run([sys.executable, "-c", code], cwd=cwd, text=True, capture_output=True, check=True).stdout
+    one_thread = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # an idle BLAS thread spins, and would be counted
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=cwd, text=True, capture_output=True, check=True, env=one_thread).stdout
 
 
 def test_an_installed_refquant_does_not_make_kernels_importable(tmp_path):

@@ -112,8 +112,7 @@ def prepare_awq(
     `clip=False` leaves the ranges alone; `options` go to `awq.search`.
     """
     groups = scale_groups(block)
-    calls = _calls(block, index, stream, {group.inspected for group in groups}, 1)
-    before = next(iter(stream.run(block, index, 1)))
+    calls, before = _calls(block, index, stream, {group.inspected for group in groups})
     found = {}
     for group in groups:
         layers = [block.get_submodule(name) for name in group.layers]
@@ -139,19 +138,18 @@ def prepare_awq(
 PREPARE = {"awq": prepare_awq}
 
 
-def _calls(block, index, stream, names, batches) -> dict[str, list]:
-    """Arguments with which the inspected modules are called while the block runs."""
+def _calls(block, index, stream, names) -> tuple[dict[str, list], torch.Tensor]:
+    """Arguments with which the inspected modules are called while the block runs on one batch, and its output."""
     calls: dict[str, list] = {name: [] for name in names}
 
     def record(name):
         return lambda module, args, kwargs: calls[name].append((args, kwargs))
 
     handles = [block.get_submodule(n).register_forward_pre_hook(record(n), with_kwargs=True) for n in names]
-    for _ in stream.run(block, index, batches):
-        pass
+    (output,) = stream.run(block, index, 1)
     for handle in handles:
         handle.remove()
-    return calls
+    return calls, output
 
 
 def _forward(block, group, calls):

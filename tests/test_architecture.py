@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "models": BASE | {"evaluate"},
     "compare": BASE | {"evaluate", "models"},
     "bandwidth": BASE,
-    "bench": BASE,
+    "bench": BASE | {"bandwidth", "models"},
     "claims": BASE | {"bandwidth", "models"},
     "course": {"errors", "formats"},
     "figures": BASE | {"evaluate", "bandwidth", "claims"},

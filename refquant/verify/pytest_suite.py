@@ -17,8 +17,7 @@ from refquant.verify.runner import read_expectations, run
 def conformance(implementation, only: str | None = None, expect=None, seconds: float = 30):
     """Return a parametrized test function.
 
-    `implementation` is a Python object as for `refquant.verify.check`, or anything with `name`, `declares` and `run`
-    (`refquant.verify.command.Command`).
+    `implementation` is a Python object as for `refquant.verify.check`, or anything with `name`, `declares` and `run`.
     """
     import pytest
 

@@ -12,7 +12,6 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 
 FOLDER = Path(__file__).resolve().parents[1] / "kernels/refquant_kernels/cuda"
@@ -63,11 +62,11 @@ def load(file, name, options=(), **defines):
 
 def use(monkeypatch):
     """Let the backend "cuda" run on the host."""
-    from refquant_kernels.cuda import launch
+    from refquant_kernels.cuda import launch, tensors
 
     monkeypatch.setattr(launch, "torch", lambda: torch)
     monkeypatch.setattr(launch, "load", load)
-    monkeypatch.setattr(launch, "device", lambda: torch.device("cpu"), raising=False)
+    monkeypatch.setattr(tensors, "device", lambda: torch.device("cpu"))
     monkeypatch.setattr(torch, "empty", poisoned)
 
 

@@ -42,10 +42,10 @@ __device__ inline float round_half_away(float v) {
 
 __device__ inline float reciprocal(float d) { return d != 0.0f ? 1.0f / d : 0.0f; }
 
-// The bits of float16, ties to even. NaN becomes 0xFE00: x86's NaN is negative, and ggml keeps the sign.
+// The bits of float16, ties to even; 0xC8000FFF is half a last place and 112 exponents less. NaN becomes 0xFE00: x86's NaN is negative, and ggml keeps the sign.
 __device__ inline u32 to_float16(float v) {
     u32 bits = __float_as_uint(v), size = bits & 0x7FFFFFFF;
-    u32 half = (size + ((size >> 13 & 1) + (0x0FFF - 0x38000000))) >> 13;
+    u32 half = (size + ((size >> 13 & 1) + 0xC8000FFF)) >> 13;
     if (size < 0x38800000) half = __float_as_uint(__uint_as_float(size) + 0.5f) - 0x3F000000;  // last place 2^-24
     if (size >= 0x477FF000) half = 0x7C00;  // 65520 and above: infinity
     return size > 0x7F800000 ? 0xFE00 : (half | (bits >> 16 & 0x8000));

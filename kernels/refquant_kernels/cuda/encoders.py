@@ -6,15 +6,13 @@ out, as on the other backends; for weights that are on the GPU already there is 
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from refquant import ops
 from refquant.errors import BadInput
 from refquant.methods.kquants.blocks import check_importance
 from refquant.quantized import Quantized, find_format
 from refquant_kernels.cuda import launch
+from refquant_kernels.cuda.tensors import STRICT, aligned, empty, to_gpu
 
-STRICT = ("--fmad=false",)
 THREADS = 128  # of a block of every encoder
 
 
@@ -67,7 +65,7 @@ def encode(w, name: str, importance=None):
     ((dims, _),) = find_format(name).layout(n, k).values()  # refuses a width that the format cannot hold
     if w.dtype != torch.float32 or (importance is not None and importance.dtype != torch.float32):
         raise BadInput(f"{name}: weights and importance must be float32, got {w.dtype}")
-    w, out = aligned(w), torch.empty(dims, dtype=torch.uint8, device=w.device)
+    w, out = aligned(w), empty(dims, "uint8", w)
     grid, block = (-(-n * k // encoder.tile), 1, 1), (THREADS, 1, 1)
     if encoder.file == "quantize_rounded.cu":
         kernel = launch.load(encoder.file, encoder.kernel, STRICT)
@@ -86,23 +84,10 @@ def encode(w, name: str, importance=None):
 def row_sums(w, defines: dict):
     """Sum of the squares of each row of `w` [n, k], from left to right: float32 tensor [n]."""
     n, k = w.shape
-    sums = launch.torch().empty(n, dtype=w.dtype, device=w.device)
+    sums = empty((n,), "float32", w)
     kernel = launch.load("quantize_legacy.cu", "row_sums", STRICT, **defines, WEIGHTED=1)
     kernel((-(-n // 32), 1, 1), (32, 1, 1), w, n, k, sums)
     return sums
-
-
-def aligned(tensor):
-    """The tensor, contiguous and on a boundary of 16 bytes; a copy where it is not."""
-    tensor = tensor.contiguous()
-    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
-
-
-def to_gpu(array: np.ndarray):
-    """A NumPy array as a tensor on the current GPU."""
-    torch = launch.torch()
-    array = np.require(array, requirements=["C", "W"])  # torch warns of arrays that it must not write to
-    return torch.from_numpy(array).to(launch.device())
 
 
 def _quantize(w, name, importance=None):

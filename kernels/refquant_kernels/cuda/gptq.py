@@ -7,6 +7,7 @@ Within a block every operation is the reference's, rounded alike; products are s
 starts within a block is fitted to weights that were updated one column at a time. So codes differ at near-ties.
 """
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,8 +16,8 @@ from refquant import ops
 from refquant.methods import gptq
 from refquant.quantized import Quantized
 from refquant_kernels.cuda import launch
-from refquant_kernels.cuda.encoders import STRICT, to_gpu
-from refquant_kernels.cuda.quantize_grids import check_scales, empty, fit_groups, on_host, pack
+from refquant_kernels.cuda.quantize_grids import check_scales, fit_groups, pack
+from refquant_kernels.cuda.tensors import STRICT, empty, on_host, to_gpu
 
 COLUMNS = 128  # of a block, whatever `block_size` says: that changes float32 rounding only, but for "reference"
 CONDITION = 1e14  # of H, from above; beyond it the reference's second factorization may fail, and raise the damping
@@ -49,9 +50,7 @@ def blocks(k: int, bounds, block_size: int):
         i1 = i2
 
 
-def quantize_tensors(
-    W, H, grid, block_size=128, damp=0.01, act_order=False, static_groups=False, group_params="fresh"
-):
+def quantize_tensors(W, H, grid, block_size=128, damp=0.01, act_order=False, static_groups=False, group_params="fresh"):
     """GPTQ of weights and a Hessian that are on the GPU.
 
     Parameters
@@ -79,7 +78,7 @@ def quantize_tensors(
     known = np.zeros(len(bounds) - 1, bool)
 
     def fit(g, columns):
-        fitted = fit_groups(columns.contiguous(), _whole_row(grid))
+        fitted = fit_groups(columns.contiguous(), replace(grid, group_size=None))
         scales[g], zeros[g], known[g] = fitted[0][:, 0], fitted[1][:, 0], True
 
     if static_groups:
@@ -118,7 +117,7 @@ def quantize_tensors(
         known |= np.isin(np.arange(len(known)), group[np.flatnonzero(fit_ends)])
         Err = errors[:, : i2 - i1]
         losses[i1:i2] = 0.5 * Err.double().square().sum(dim=0)
-        W[:, i2:] -= Err @ U[i1:i2, i2:]
+        W[:, i2:].addmm_(Err, U[i1:i2, i2:], alpha=-1)
     check_scales(scales, grid)
 
     back = torch.argsort(order)
@@ -129,12 +128,6 @@ def quantize_tensors(
     if not np.array_equal(g_idx.cpu().numpy(), grid.group_index(k)):
         arrays["g_idx"] = g_idx
     return arrays, losses[back], damp, dead
-
-
-def _whole_row(grid):
-    from dataclasses import replace
-
-    return replace(grid, group_size=None)
 
 
 @ops.fast_path("gptq", "int", backend="cuda")

@@ -15,21 +15,7 @@ from refquant.methods import llm_int8
 from refquant.methods.nf4 import nest
 from refquant.quantized import Quantized
 from refquant_kernels.cuda import launch
-from refquant_kernels.cuda.encoders import STRICT, aligned, to_gpu
-
-BLOCK = 256
-
-
-def run(file: str, name: str, threads: int, *args) -> None:
-    """Launch a kernel with at least so many threads."""
-    launch.load(file, name, STRICT)((max(1, -(-threads // BLOCK)), 1, 1), (BLOCK, 1, 1), *args)
-
-
-def empty(shape, dtype: str, like):
-    """A tensor on the device of another; its contents are whatever was there."""
-    torch = launch.torch()
-    return torch.empty(shape, dtype=getattr(torch, dtype), device=like.device)
-
+from refquant_kernels.cuda.tensors import aligned, empty, on_host, run, to_gpu
 
 # ---- uniform grids
 
@@ -69,7 +55,9 @@ def encode_groups(w, grid):
         groups = n * k // size
         codes, scales = empty((n, packed_bytes(k, bits)), "uint8", w), empty((n, k // size), "float16", w)
         zeros = empty((n, k // size), "uint8", w)
-        run("quantize_int.cu", "quantize_groups", n * k // 4, w, groups, size, bits, int(grid.sym), codes, scales, zeros)
+        run(
+            "quantize_int.cu", "quantize_groups", n * k // 4, w, groups, size, bits, int(grid.sym), codes, scales, zeros
+        )
         check_scales(scales, grid)
     else:
         scales, zeros = fit_groups(w, grid)
@@ -87,11 +75,6 @@ def round_groups(w, grid):
     (scales, zeros), out = fit_groups(w, grid), empty(w.shape, "float32", w)
     run("quantize_int.cu", "round_groups", n * k, w, scales, zeros, n, k, grid.group_size or k, grid.bits, out)
     return out
-
-
-def on_host(arrays: dict) -> dict:
-    """Tensors as NumPy arrays."""
-    return {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
 
 
 @ops.fast_path("quantize", "int", backend="cuda")

@@ -10,8 +10,6 @@
 //          operations and a load instead of 30. The threads of a warp ask for different words and wait for each other
 //          when those lie in one bank, but most weights are near zero, and equal words are sent to all at once.
 
-// compile with: --fmad=false -DSUB_BLOCKS=1 -DLOOKUP=0 -DWEIGHTED=0
-// compile with: --fmad=false -DSUB_BLOCKS=1 -DLOOKUP=0 -DWEIGHTED=1
 // compile with: --fmad=false -DSUB_BLOCKS=1 -DLOOKUP=1 -DWEIGHTED=0
 // compile with: --fmad=false -DSUB_BLOCKS=1 -DLOOKUP=1 -DWEIGHTED=1
 // compile with: --fmad=false -DSUB_BLOCKS=8 -DLOOKUP=0 -DWEIGHTED=0

@@ -29,10 +29,8 @@
 //
 // BITS 2 to 6 says which format, WEIGHTED whether there is an importance; without one its pointer is not used.
 
-#include "searches.cuh"
+#include "k_blocks.cuh"
 #include "tile.cuh"
-
-// ---- what the versions share
 
 struct Trials {
     float top, first, step;
@@ -45,137 +43,11 @@ __device__ inline Trials trials() {
     return {(float)((1 << BITS) - 1), -0.5f, 0.1f, 15};
 }
 
-// Bits of the float16 scale of N scales that are not negative; their integers, as bytes.
-template <int N> __device__ inline u32 by_largest(const float* values, int top, int* integers) {
-    float peak = 0.0f;
-#pragma unroll
-    for (int j = 0; j < N; j++) peak = values[j] > peak ? values[j] : peak;
-    float inverse = peak > 0.0f ? (float)top / peak : 0.0f;
-#pragma unroll
-    for (int j = 0; j < N; j++) integers[j] = nearest(inverse * values[j]) & 255;
-    return to_float16(peak / (float)top);
-}
-
 // Bits of the float16 scale of a block's scales, or minima; their integers.
 template <int N, int TOP>
 __device__ inline u32 quantize_scales(const float* values, const float* total, int* integers) {
     return WEIGHTED ? to_float16(positive_scale<N, TOP>(values, total, integers)) : by_largest<N>(values, TOP, integers);
 }
-
-// Scale or minimum j as the file holds it. Q4_K with importance does not limit what came out negative, a byte above 63:
-// its upper bits are read as those of number j + 4.
-template <bool SPILLS> __device__ inline int six_bits(const int* integers, int j) {
-    int value = integers[j];
-    if (!SPILLS) return min(value, 63);
-    if (j < 4) return value & 63;
-    return (value & 15) | ((value >> 4 & 3) | integers[j - 4] >> 6) << 4;
-}
-
-// The codes for the width and offset that the file holds; where the width is 0, those that the search found.
-template <int N>
-__device__ inline void final_codes(const float* x, float width, float offset, float inverse, float start, float top, int* codes) {
-    if (width == 0.0f) {
-#pragma unroll
-        for (int i = 0; i < N; i++) codes[i] = (int)nearest_within(inverse * (x[i] - start), 0.0f, top);
-    } else {
-#pragma unroll
-        for (int i = 0; i < N; i++) codes[i] = clip(nearest((x[i] + offset) / width), 0, (int)top);
-    }
-}
-
-// Word 0..2 of the 12 bytes that hold 8 scales and 8 minima of 6 bits.
-__device__ inline u32 packed_scales(const u8* scales, const u8* mins, int word) {
-    u32 value = 0;
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-        u32 byte = word == 0 ? scales[j] | scales[j + 4] >> 4 << 6
-                 : word == 1 ? mins[j] | mins[j + 4] >> 4 << 6
-                             : (scales[j + 4] & 15) | mins[j + 4] << 4;
-        value |= (byte & 255) << 8 * j;
-    }
-    return value;
-}
-
-#if BITS == 4 && !WEIGHTED
-// ---- v1, v2: Q4_K without importance
-
-extern "C" __global__ void q4_k_v1(const float* w, long long blocks, unsigned char* out) {
-    i64 block = (i64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (block >= blocks) return;
-    const Trials t = trials();
-    float scale[8], low[8], inverse[8], start[8];
-    int scales[8], mins[8];
-    w += 256 * block;
-    out += 144 * block;
-#pragma unroll 1
-    for (int j = 0; j < 8; j++) {
-        const float* x = w + 32 * j;
-        float weight[32], rms = sqrtf(sum_of_squares<32>(x) / 32.0f), minimum;
-        for (int i = 0; i < 32; i++) weight[i] = rms + fabsf(x[i]);
-        scale_and_min<32, false>(x, weight, t.top, t.first, t.step, t.steps, scale[j], minimum, inverse[j], start[j]);
-        low[j] = -minimum;
-    }
-    u32 d = by_largest<8>(scale, 63, scales), dmin = by_largest<8>(low, 63, mins);
-    u8 six[16];
-    for (int j = 0; j < 8; j++) {
-        six[j] = six_bits<false>(scales, j);
-        six[j + 8] = six_bits<false>(mins, j);
-    }
-    out[0] = d; out[1] = d >> 8; out[2] = dmin; out[3] = dmin >> 8;
-    for (int i = 0; i < 12; i++) out[4 + i] = packed_scales(six, six + 8, i / 4) >> 8 * (i % 4);
-#pragma unroll 1
-    for (int j = 0; j < 8; j++) {
-        int codes[32];
-        final_codes<32>(w + 32 * j, from_float16(d) * six[j], from_float16(dmin) * six[j + 8], inverse[j], start[j], t.top, codes);
-        u8* bytes = out + 16 + j / 2 * 32;
-        for (int i = 0; i < 32; i++) bytes[i] = j % 2 ? bytes[i] | codes[i] << 4 : codes[i];
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS) q4_k_v2(const float* w, long long blocks, unsigned char* out) {
-    const Trials t = trials();
-    __shared__ float scale[THREADS], low[THREADS];
-    __shared__ int scales[THREADS], mins[THREADS];
-    __shared__ u32 ds[THREADS / 8], dmins[THREADS / 8];
-    __shared__ u8 high[THREADS][32];
-    int sub = threadIdx.x, j = sub % 8, mine = sub / 8;
-    i64 block = (i64)blockIdx.x * (THREADS / 8) + mine;
-    bool exists = block < blocks;
-    float x[32], weight[32], minimum, inverse, start;
-    load_run<32>(w + 32 * (8 * (exists ? block : 0) + j), x);
-    float rms = sqrtf(sum_of_squares<32>(x) / 32.0f);
-#pragma unroll
-    for (int i = 0; i < 32; i++) weight[i] = rms + fabsf(x[i]);
-    scale_and_min<32, false>(x, weight, t.top, t.first, t.step, t.steps, scale[sub], minimum, inverse, start);
-    low[sub] = -minimum;
-    __syncthreads();
-    if (j == 0) ds[mine] = by_largest<8>(scale + sub, 63, scales + sub);
-    if (j == 1) dmins[mine] = by_largest<8>(low + sub - 1, 63, mins + sub - 1);
-    __syncthreads();
-    int own = six_bits<false>(scales + sub - j, j), own_min = six_bits<false>(mins + sub - j, j), codes[32];
-    final_codes<32>(x, from_float16(ds[mine]) * own, from_float16(dmins[mine]) * own_min, inverse, start, t.top, codes);
-    __syncthreads();
-    scales[sub] = own;
-    mins[sub] = own_min;
-#pragma unroll
-    for (int i = 0; i < 32; i++) high[sub][i] = codes[i];
-    __syncthreads();
-    if (!exists) return;
-    out += 144 * block;
-    if (j % 2 == 0)
-        for (int i = 0; i < 32; i++) out[16 + 16 * j + i] = codes[i] | high[sub + 1][i] << 4;
-    if (j == 0) {
-        u8 six[16];
-        for (int i = 0; i < 8; i++) {
-            six[i] = scales[sub + i];
-            six[i + 8] = mins[sub + i];
-        }
-        out[0] = ds[mine]; out[1] = ds[mine] >> 8; out[2] = dmins[mine]; out[3] = dmins[mine] >> 8;
-        for (int i = 0; i < 12; i++) out[4 + i] = packed_scales(six, six + 8, i / 4) >> 8 * (i % 4);
-    }
-}
-
-#endif
 
 #if BITS == 2 || BITS == 4 || BITS == 5
 // ---- v3: Q2_K, Q4_K, Q5_K, scale and minimum

@@ -118,6 +118,22 @@ def watch(block: nn.Module, needs: frozenset[str], sample: int = 4096):
             handle.remove()
 
 
+def layer_inputs(
+    model: nn.Module, ids: np.ndarray, needs: Iterable[str] = ("x", "hessian", "mean_abs"), sample: int = 4096
+) -> dict[tuple[int, str], LayerInputs]:
+    """What every Linear layer of the model as it is receives on `ids` [windows, context], by (block, layer's name).
+
+    For looking at; to quantize, `Stream` calibrates each block on the blocks already quantized. Layers that share one
+    input tensor share one `LayerInputs`. `needs` and `sample` as for `watch`.
+    """
+    stream, found = Stream(model, ids), {}
+    for index, block in enumerate(blocks(model)):
+        with watch(block, frozenset(needs), sample) as inputs:
+            stream.advance(block, index)
+        found |= {(index, name): each for name, each in inputs.items()}
+    return found
+
+
 def _accumulate(inputs: LayerInputs, x: torch.Tensor, needs: frozenset[str], sample: int) -> None:
     """Update the running means with x [tokens, in]."""
     if not torch.isfinite(x).all():

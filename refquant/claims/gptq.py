@@ -55,9 +55,7 @@ def rtn_works_at_8_bits(proof: Evidence) -> Finding:
 def rtn_degrades_at_4_bits(proof: Evidence) -> Finding:
     """Perplexity of RTN int4-g128 at least 1 % higher on every model known."""
     items = found(proof, "RTN int4-g128")
-    return Finding(
-        listing(items), every(item.relative >= 0.01 for item in items), deltas(items), source=sources(items)
-    )
+    return Finding(listing(items), every(item.relative >= 0.01 for item in items), deltas(items), source=sources(items))
 
 
 @claim("gptq", "GPTQ gives near-lossless 4-bit models: perplexity rises by less than 0.1.")
@@ -77,9 +75,7 @@ def gptq_is_near_lossless(proof: Evidence) -> Finding:
 def gptq_degrades_at_3_bits(proof: Evidence) -> Finding:
     """Perplexity of GPTQ int3-g128 at least 5 % higher."""
     items = found(proof, "GPTQ int3-g128")
-    return Finding(
-        listing(items), every(item.relative >= 0.05 for item in items), deltas(items), source=sources(items)
-    )
+    return Finding(listing(items), every(item.relative >= 0.05 for item in items), deltas(items), source=sources(items))
 
 
 @claim("gptq", "Two bits destroy quality for all but the smallest tasks.")

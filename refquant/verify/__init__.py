@@ -1,7 +1,7 @@
 """The conformance kit: check a quantizer, a decoder, a packer, a kernel or a file against what other programs say.
 
     from refquant import verify
-    report = verify.check(my_module, only="q4_k and decode")     # an object, a class or a module, see `python_object`
+    report = verify.check(my_module, only="q4_k and decode")     # an object, a class or a module, see `PythonObject`
     print(report)                                                # the matrix, and every failure explained
     report.ok, report.results
 

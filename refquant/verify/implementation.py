@@ -111,8 +111,9 @@ class PythonObject:
         perplexity(table, ids, *, format, context, bos, words) -> number
 
     An attribute `formats`, a collection of names, limits the formats; `declares` lists promises. Raising
-    NotImplementedError declines a case. `prepare(op)`, where there is one, is called before an operation is asked for the
-    first time, without a limit: the place for slow imports and for compilation. A call is interrupted after `seconds` (in the main thread, on POSIX systems).
+    NotImplementedError declines a case. `prepare(op)`, where there is one, is called without a limit before the first
+    case of an operation: the place for slow imports and for compilation. A call is interrupted after `seconds` (in the
+    main thread, on POSIX systems).
     """
 
     def __init__(self, target, name: str | None = None, seconds: float = 30):

@@ -1,6 +1,6 @@
 """refquant as an implementation: `refquant verify --impl refquant.verify.reference:numpy` (the default), or `:numba`.
 
-It is also the pattern to follow: plain methods, one an operation, as `python_object` describes. `absorb`
+It is also the pattern to follow: plain methods, one an operation, as `implementation.PythonObject` describes. `absorb`
 needs torch and transformers, `perplexity` torch.
 """
 

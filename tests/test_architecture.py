@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "codebooks": {"errors"},
     "ggml_types": {"errors"},
     "importance": {"errors"},
+    "inspect_block": BASE | {"inspect_file"},
     "inspect_file": BASE,
     "grids": {"errors"},
     "quantized": {"errors"},

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from refquant import ops
-from refquant.casts import from_float16
 from refquant.codebooks import E2M1_DOUBLED, IQ4_VALUES, e8m0_half
 from refquant.errors import BadInput, UnknownName
 from refquant.ggml_types import ggml_type

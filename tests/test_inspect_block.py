@@ -15,7 +15,7 @@ EVERY = inspect_block.BLOCK_FORMATS
 
 def blocks_of(name, count, seed=0):
     """Random blocks that ggml decodes to finite numbers: every byte but the float16 ones is free."""
-    weights, size = ggml.sizes(name)
+    size = ggml.sizes(name)[1]
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (4 * count, size), dtype=np.uint8)
     good = blocks[np.isfinite(ggml.dequantize(blocks, name)).all(axis=1)]

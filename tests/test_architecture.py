@@ -32,9 +32,9 @@ MAY_IMPORT = {
     "bench": BASE | {"bandwidth", "models"},
     "claims": BASE | {"bandwidth", "models"},
     "course": {"errors", "formats"},
-    "figures": BASE | {"evaluate", "bandwidth", "claims"},
+    "figures": BASE | {"inspect_block", "evaluate", "bandwidth", "claims"},
     # Widgets are imported by notebooks only: no set holds them.
-    "widgets": BASE | {"evaluate", "models", "bandwidth", "claims", "figures"},
+    "widgets": BASE | {"inspect_block", "evaluate", "models", "bandwidth", "claims", "figures"},
     "cli": BASE | {"inspect_file", "evaluate", "models", "compare", "bandwidth", "bench", "claims", "course"},
 }
 METHOD_LINES, MODULE_LINES = 150, 250

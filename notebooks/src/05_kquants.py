@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 5. k-quants: what the bytes of a GGUF file mean
 #
-# llama.cpp's files store weights in **blocks**: small records that hold the codes of 32 or 256 neighbouring weights of a
-# row together with the numbers that turn those codes back into weights. A **k-quant** is such a block with two levels of
-# scales. After this notebook you can
+# llama.cpp's files store weights in **blocks**: small records that hold the codes of 32 or 256 neighbouring weights
+# of a row together with the numbers that turn those codes back into weights. A **k-quant** is such a block with two
+# levels of scales. After this notebook you can
 #
 # - point at the bits of any weight of any block format, and work out its value by hand;
 # - say what a k-quant saves, and how its search picks scales;
@@ -28,17 +28,19 @@ from refquant.models.gguf import importance
 from refquant.widgets import kquants as widgets
 
 model, tokenizer = models.load("tiny")
-layers = {f"{i}.{name}": layer for i, block in enumerate(walk.blocks(model)) for name, layer in walk.linears(block).items()}
+layers = {
+    f"{i}.{name}": layer for i, block in enumerate(walk.blocks(model)) for name, layer in walk.linears(block).items()
+}
 w = walk.weight_array(layers["3.mlp.down_proj"])
 w.shape
 
 # %% [markdown]
 # ## Why two levels of scales
 #
-# A scale that serves few weights fits them well, but it has to be stored. Give every 16 weights a float16 scale of their
-# own and it costs 16 / 16 = 1 bit a weight. A k-quant makes a **super-block** of 256 weights, gives each **sub-block** of
-# 16 or 32 a small integer as its scale, and one float16 `d` scales all those integers. Q2_K, Q4_K and Q5_K treat a
-# minimum the same way (`dmin`), so that a sub-block need not lie around zero.
+# A scale that serves few weights fits them well, but it has to be stored. Give every 16 weights a float16 scale of
+# their own and it costs 16 / 16 = 1 bit a weight. A k-quant makes a **super-block** of 256 weights, gives each
+# **sub-block** of 16 or 32 a small integer as its scale, and one float16 `d` scales all those integers. Q2_K, Q4_K
+# and Q5_K treat a minimum the same way (`dmin`), so that a sub-block need not lie around zero.
 #
 # The last column is the squared error of this layer's weights, as a share of the weights' own squares.
 
@@ -52,18 +54,20 @@ for name in inspect_block.BLOCK_FORMATS:
 table(("format", "weights", "bytes", "bits a weight", "fields and their bytes", "squared error"), rows)
 
 # %% [markdown]
-# TQ1_0 and TQ2_0 hold only −d, 0 and +d. They are meant for models trained that way; on this one they lose most of it.
+# TQ1_0 and TQ2_0 hold only −d, 0 and +d. They are meant for models trained that way; on this one they lose most of
+# it.
 #
 # ## The bits of one weight
 #
-# Choose a format and a block of this layer, then click a **weight**: the coloured bits are those that it is made of, and
-# the box shows the arithmetic. Click a **bit** to see the weights that it can change. From the keyboard: Tab to the
-# weights or the bits, then the arrow keys.
+# Choose a format and a block of this layer, then click a **weight**: the coloured bits are those that it is made of,
+# and the box shows the arithmetic. Click a **bit** to see the weights that it can change. From the keyboard: Tab to
+# the weights or the bits, then the arrow keys.
 #
 # Things to look for:
 #
-# - Q4_0: weights 0 and 16 share a byte. Neighbours do not: codes lie in **planes**, so that one shift and one mask give a
-#   vector unit 16 codes in order. Reading the two halves of a byte as neighbours is the commonest mistake about GGUF.
+# - Q4_0: weights 0 and 16 share a byte. Neighbours do not: codes lie in **planes**, so that one shift and one mask
+#   give a vector unit 16 codes in order. Reading the two halves of a byte as neighbours is the commonest mistake
+#   about GGUF.
 # - Q4_K: sub-scales 4 to 7 lie in two places, four bits here and two there.
 # - Q5_K, Q6_K, Q3_K: the high bits of the codes have an array of their own.
 # - TQ1_0: five weights are digits in base 3 of one byte, so every bit of it belongs to all five.
@@ -79,8 +83,8 @@ block = rq.quantize(w[:1], "Q4_K").arrays["blocks"][0, :144]
 picture(*figures.block_bits(block, "Q4_K", 200))
 
 # %% [markdown]
-# And in code. `inspect_block` knows no layout: it flips every bit and watches what the decoder reads. The tests flip the
-# bits once more, and ask ggml's own decoder which weights changed.
+# And in code. `inspect_block` knows no layout: it flips every bit and watches what the decoder reads. The tests flip
+# the bits once more, and ask ggml's own decoder which weights changed.
 
 # %%
 found = inspect_block.weight(block, "Q4_K", 200)
@@ -92,10 +96,11 @@ assert found.value == rq.dequantize(rq.quantize(w[:1], "Q4_K"))[0, 200]
 # %% [markdown]
 # ## How the search picks a scale
 #
-# The obvious scale sends the smallest weight to code 0 and the largest to the last code. ggml tries more: it stretches
-# the range a little, rounds, and for the codes that come out takes the **best** scale and minimum, which least squares
-# gives in closed form. It keeps whatever has the smallest weighted squared error (in Q4_K without importance, a weight x
-# counts with the root mean square of its sub-block plus |x|). Only afterwards are the scales themselves rounded.
+# The obvious scale sends the smallest weight to code 0 and the largest to the last code. ggml tries more: it
+# stretches the range a little, rounds, and for the codes that come out takes the **best** scale and minimum, which
+# least squares gives in closed form. It keeps whatever has the smallest weighted squared error (in Q4_K without
+# importance, a weight x counts with the root mean square of its sub-block plus |x|). Only afterwards are the scales
+# themselves rounded.
 
 # %%
 widgets.search(w[0])
@@ -117,9 +122,9 @@ Markdown(
 # %% [markdown]
 # ## Formats and mixes
 #
-# Q4_K is a block format. **Q4_K_M is a mix**: a rule that gives every tensor of a model its format. Most matrices get the
-# base type, a few roles get more bits. The usual explanation says that the K means different precisions for different
-# layers. It does not: it names the super-block, and the letters S, M, L name the mix.
+# Q4_K is a block format. **Q4_K_M is a mix**: a rule that gives every tensor of a model its format. Most matrices get
+# the base type, a few roles get more bits. The usual explanation says that the K means different precisions for
+# different layers. It does not: it names the super-block, and the letters S, M, L name the mix.
 
 # %%
 llama = bandwidth.shapes.find_shape("llama-3.1-8b")
@@ -146,9 +151,9 @@ ledger(
 # %% [markdown]
 # ## The importance matrix
 #
-# The search weighs each weight's error. Told how large the activations are that meet each column (the **importance**, or
-# imatrix: the mean square of every input, measured on text), it spends its precision where outputs are made. No weight
-# is scaled and the format does not change; only the choice of scales and codes does.
+# The search weighs each weight's error. Told how large the activations are that meet each column (the **importance**,
+# or imatrix: the mean square of every input, measured on text), it spends its precision where outputs are made. No
+# weight is scaled and the format does not change; only the choice of scales and codes does.
 #
 # Below: every matrix of `tiny` in two formats, without and with importance; the error is that of the layer's output.
 
@@ -157,7 +162,9 @@ text = models.data.calibration("tiny", tokenizer, windows=4)
 matrix = importance(model, text.ids, progress=False)
 errors = {name: ([], []) for name in ("Q2_K", "Q4_K")}
 for key, layer in layers.items():
-    gguf_name = mix.architectures.gguf_name(f"model.layers.{key}.weight", mix.architectures.of_config(model.config.to_dict()))
+    gguf_name = mix.architectures.gguf_name(
+        f"model.layers.{key}.weight", mix.architectures.of_config(model.config.to_dict())
+    )
     weights = walk.weight_array(layer)
     columns = matrix.means(gguf_name, weights.shape[1])[0]
     for name, pair in errors.items():
@@ -185,26 +192,26 @@ table(("tiny", "bits a weight", "perplexity", "change"), lines)
 # %% [markdown]
 # ## Exercises
 #
-# 1. Q6_K has no minimum. How many bits a weight would one 8-bit minimum for every 16 weights, and a float16 `dmin` for
-#    the block, add? Would you pay it?
+# 1. Q6_K has no minimum. How many bits a weight would one 8-bit minimum for every 16 weights, and a float16 `dmin`
+#    for the block, add? Would you pay it?
 #
 # <details><summary>Answer</summary>
-# 8/16 + 16/256 = 0.5625 bits. With 64 levels the codes that a lopsided sub-block wastes cost far less than that: another
-# whole bit on the codes would halve the step for every weight.
+# 8/16 + 16/256 = 0.5625 bits. With 64 levels the codes that a lopsided sub-block wastes cost far less than that:
+# another whole bit on the codes would halve the step for every weight.
 # </details>
 #
 # 2. In Q4_K, which byte holds the code of weight 33, and which half of it? Predict, then look.
 #
 # <details><summary>Answer</summary>
-# Codes start at byte 16 in planes of 32: weights 0 to 31 take the low halves of bytes 16 to 47, weights 32 to 63 the high
-# halves of the same bytes. Weight 33 is the high half of byte 17.
+# Codes start at byte 16 in planes of 32: weights 0 to 31 take the low halves of bytes 16 to 47, weights 32 to 63 the
+# high halves of the same bytes. Weight 33 is the high half of byte 17.
 # </details>
 #
 # 3. In Q4_K, choose the highest bit of `d`. How many weights does it change, and what happens to them?
 #
 # <details><summary>Answer</summary>
-# It is the sign of a float16: scale times code changes its sign for all 256 weights, while the minimum stays. A code of 0
-# hides it, so a single block may show fewer.
+# It is the sign of a float16: scale times code changes its sign for all 256 weights, while the minimum stays. A code
+# of 0 hides it, so a single block may show fewer.
 # </details>
 
 # %%
@@ -217,20 +224,29 @@ questions = [
         wrong=[
             ("Different precisions for different layers", "That is what a mix such as Q4_K_M does, with any formats."),
             ("A larger group size than Q4_0", "Sub-blocks have 16 or 32 weights, Q4_0 has 32."),
-            ("Codes from k-means clustering", "The levels of Q4_K are evenly spaced. IQ4_NL has a table of uneven ones."),
+            (
+                "Codes from k-means clustering",
+                "The levels of Q4_K are evenly spaced. IQ4_NL has a table of uneven ones.",
+            ),
         ],
     ),
     Question(
         "Two codes of 4 bits share a byte of Q4_0. Which weights are they?",
         right=("Weight j and weight j + 16", "Planes of 16: low halves first, then high halves."),
         wrong=[
-            ("Weight 2j and weight 2j + 1", "That is the commonest mistake: the file would decode to shuffled weights."),
+            (
+                "Weight 2j and weight 2j + 1",
+                "That is the commonest mistake: the file would decode to shuffled weights.",
+            ),
             ("Weight j and weight 31 - j", "Nothing is mirrored; both halves count upwards."),
         ],
     ),
     Question(
         "What does an importance matrix change in a Q4_K file?",
-        right=("The choice of scales, minima and codes", "The search weighs errors by it. Bytes and speed stay the same."),
+        right=(
+            "The choice of scales, minima and codes",
+            "The search weighs errors by it. Bytes and speed stay the same.",
+        ),
         wrong=[
             ("The format of the sensitive layers", "The mix decides that, by the tensor's role."),
             ("It is stored and multiplied in at run time", "Nothing of it is in the file."),

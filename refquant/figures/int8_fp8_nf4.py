@@ -105,7 +105,7 @@ def relative_errors():
 
 @style.figure_function
 def normal_levels(w: np.ndarray, block: int = 64):
-    """NF4's levels on the weights of `w` [n, k] over their block's largest, and how often each is used. (Figure, text)."""
+    """NF4's levels on `w` [n, k], each block over its largest, and how often each is used. (Figure, text)."""
     blocks = w.reshape(-1, block)
     scaled = blocks / np.maximum(np.abs(blocks).max(axis=1, keepdims=True), np.finfo(np.float32).tiny)
     codes = NF4.encode(scaled)
@@ -119,6 +119,7 @@ def normal_levels(w: np.ndarray, block: int = 64):
     left.set(xlabel="weight / largest of its block", ylabel="density", title=f"Blocks of {block}")
     left.legend(loc="upper right")
     right.bar(range(16), 100 * used, color=style.BLUE)
+    right.set_xticks(range(0, 16, 3))
     right.axhline(100 / 16, color=style.GREY, linestyle="--", linewidth=1.2)
     right.set(xlabel="code", ylabel="% of the weights", title="How often each is used")
     text = (

@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "importance": {"errors"},
     "inspect_block": BASE | {"inspect_file"},
     "inspect_file": BASE,
+    "inspect_layout": BASE,
     "grids": {"errors"},
     "quantized": {"errors"},
     "ops": {"errors", "grids", "quantized"},
@@ -32,7 +33,7 @@ MAY_IMPORT = {
     "bench": BASE | {"bandwidth", "models"},
     "claims": BASE | {"bandwidth", "models"},
     "course": {"errors", "formats"},
-    "figures": BASE | {"inspect_block", "evaluate", "bandwidth", "claims"},
+    "figures": BASE | {"inspect_block", "inspect_layout", "evaluate", "bandwidth", "claims"},
     # Widgets are imported by notebooks only: no set holds them.
     "widgets": BASE | {"inspect_block", "evaluate", "models", "bandwidth", "claims", "figures"},
     "cli": BASE | {"inspect_file", "evaluate", "models", "compare", "bandwidth", "bench", "claims", "course"},

@@ -55,7 +55,7 @@ class Mine:
         return weights.reshape(shape)
 
 
-report = verify.check(Mine, only="gguf-decode")
+report = verify.check(Mine, only="q6_k and gguf-decode")
 picture(*figures.results(report))
 
 # %% [markdown]
@@ -92,7 +92,7 @@ class Fixed(Mine):
         return (np.repeat(step, 16, axis=1) * (codes.astype(np.float32) - 32)).reshape(shape)
 
 
-fixed = verify.check(Fixed, only="gguf-decode")
+fixed = verify.check(Fixed, only="q6_k and gguf-decode")
 print(reports.summary(fixed))
 assert fixed.ok
 
@@ -114,7 +114,9 @@ nan[5] = np.nan
 
 
 def loop_error(values):
-    return np.abs(values.astype(np.float64) @ x.astype(np.float64) - right.astype(np.float64) @ x.astype(np.float64)).max()
+    return np.abs(
+        values.astype(np.float64) @ x.astype(np.float64) - right.astype(np.float64) @ x.astype(np.float64)
+    ).max()
 
 
 checks = {
@@ -217,7 +219,10 @@ questions = [
     ),
     Question(
         "`if error > tolerance: fail` saw no failure. Why may the result still be NaN?",
-        right=("Every comparison with NaN is false", "So it does not fail. Ask that the error is at most the tolerance."),
+        right=(
+            "Every comparison with NaN is false",
+            "So it does not fail. Ask that the error is at most the tolerance.",
+        ),
         wrong=[
             ("The tolerance was too large", "No tolerance helps: NaN > t is false for all t."),
             ("NaN equals NaN", "It does not, and that is not what was asked."),

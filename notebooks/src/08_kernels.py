@@ -69,6 +69,7 @@ ledger("decode_is_bandwidth_bound", "prefill_is_compute_bound", "serving_gets_th
 rng = np.random.default_rng(0)
 w = (rng.standard_normal((1024, 4096)) * 0.02).astype(np.float32)
 x = rng.standard_normal(4096).astype(np.float32)
+ops.load_backend("numba")
 eight_bits = ops.find_op("matmul_int8", "Q4_K")
 with contextlib.redirect_stderr(io.StringIO()):  # the first call of each compiles, and says so
     part = rq.quantize(w, "Q4_K", backend="numba")

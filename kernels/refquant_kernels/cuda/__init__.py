@@ -5,4 +5,13 @@ Reading order:
 
     launch        compile, check, launch
     numbers.cuh   float16 and bfloat16
+    decode.cu     what the bytes of every format stand for;  dequantize: the operation
+    gemv_plain.cu two first attempts at a product with one token
+    strips.cuh    weights in the order of the tensor cores;  strips: packing them
+    gemv.cu       products with one token
+    gemm.cu       products with more;  products: the operation
 """
+
+from refquant_kernels.cuda import dequantize, products
+
+__all__ = ["dequantize", "products"]

@@ -85,6 +85,19 @@ def torch():
 
 
 @functools.cache
+def capability(device: int) -> tuple[int, int]:
+    """Compute capability of a device."""
+    return torch().cuda.get_device_capability(device)
+
+
+@functools.cache
+def properties(device: int) -> tuple[int, int]:
+    """Multiprocessors of a device, and bytes of shared memory that one block may have."""
+    found = torch().cuda.get_device_properties(device)
+    return found.multi_processor_count, found.shared_memory_per_block_optin
+
+
+@functools.cache
 def nvrtc():
     """NVRTC: the one that torch brings or a wheel has installed, else the system's."""
     found = importlib.util.find_spec("nvidia")
@@ -181,9 +194,11 @@ def _text(program, what: str) -> bytes:
 
 def cache_folder() -> Path:
     """Where compiled code is kept: `REFQUANT_CUDA_CACHE`, else in the user's cache folder."""
+    if named := os.environ.get("REFQUANT_CUDA_CACHE"):
+        return Path(named)
     import platformdirs
 
-    return Path(os.environ.get("REFQUANT_CUDA_CACHE") or Path(platformdirs.user_cache_dir("refquant")) / "cuda")
+    return Path(platformdirs.user_cache_dir("refquant")) / "cuda"
 
 
 @functools.cache
@@ -236,6 +251,22 @@ def parameters(file: str, name: str, defines: tuple = ()) -> tuple[tuple[str, st
     return tuple(result)
 
 
+class _Attribute(ctypes.Structure):  # CUlaunchAttribute
+    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_char * 4), ("value", ctypes.c_int), ("rest", ctypes.c_char * 60))
+
+
+class _Config(ctypes.Structure):  # CUlaunchConfig
+    _fields_ = (
+        *((name, ctypes.c_uint) for name in ("gx", "gy", "gz", "bx", "by", "bz", "shared")),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("count", ctypes.c_uint),
+    )
+
+
+_OVERLAP = _Attribute(6, b"", 1)  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+
+
 class Kernel:
     """A kernel and what it takes. Call it as `kernel(grid, block, *args, shared=bytes)`."""
 
@@ -254,20 +285,23 @@ class Kernel:
         self._functions = {}  # by device
         self._shared = {}
 
+    def _can_overlap(self, device: int) -> bool:
+        return capability(device) >= (9, 0)
+
     def function(self, device: int):
         """The loaded function on a device."""
         if device not in self._functions:
             with torch().cuda.device(device):
                 torch().cuda.current_stream()  # makes sure that torch's context exists and is current
                 torch().cuda.synchronize()
-                arch = "sm_{}{}".format(*torch().cuda.get_device_capability(device))
+                arch = "sm_{}{}".format(*capability(device))
                 module, function = ctypes.c_void_p(), ctypes.c_void_p()
                 _driver_call("cuModuleLoadData", ctypes.byref(module), cubin(self.file, arch, self.options))
                 _driver_call("cuModuleGetFunction", ctypes.byref(function), module, self.name.encode())
                 self._functions[device] = function
         return self._functions[device]
 
-    def __call__(self, grid, block, *args, shared: int = 0):
+    def __call__(self, grid, block, *args, shared: int = 0, overlap: bool = False):
         """Launch on the current stream of the tensors' device; nothing waits for it.
 
         Parameters
@@ -276,6 +310,9 @@ class Kernel:
         *args : tensors and numbers, as declared
         shared : int
             Bytes of dynamic shared memory.
+        overlap : bool
+            Let the kernel begin before the one ahead of it on the stream has ended (compute capability 9.0, else
+            ignored). It must then wait (griddepcontrol.wait) before it touches anything that one may write.
 
         Raises
         ------
@@ -312,13 +349,17 @@ class Kernel:
         stream = torch().cuda.current_stream(index).cuda_stream
         if torch().cuda.current_device() != index:
             with torch().cuda.device(index):
-                self._launch(function, grid, block, shared, stream)
+                self._launch(function, grid, block, shared, stream, overlap and self._can_overlap(index))
         else:
-            self._launch(function, grid, block, shared, stream)
+            self._launch(function, grid, block, shared, stream, overlap and self._can_overlap(index))
 
-    def _launch(self, function, grid, block, shared, stream):
-        call = driver().cuLaunchKernel
-        status = call(function, *grid, *block, shared, ctypes.c_void_p(stream), None, self._extra)
+    def _launch(self, function, grid, block, shared, stream, overlap):
+        if overlap:
+            config = _Config(*grid, *block, shared, stream, ctypes.pointer(_OVERLAP), 1)
+            status = driver().cuLaunchKernelEx(ctypes.byref(config), function, None, self._extra)
+        else:
+            call = driver().cuLaunchKernel
+            status = call(function, *grid, *block, shared, ctypes.c_void_p(stream), None, self._extra)
         if status:
             _check(f"launch of {self.name}, grid {grid}, block {block}, {shared} bytes shared", status)
 

@@ -9,8 +9,8 @@
 //
 // - Weights become float16 in registers, where mma.sync wants them, once for NT columns of 8 tokens; nothing is written
 //   back to shared memory. A row's weights are decoded by CW warps.
-// - x is read from shared memory by every row of warps: 512 NT bytes for 2 RT NT thousand products, so RT = 2 halves
-//   what RT = 1 needs. Its 16-byte pieces are exchanged by token (c ^ 2 (token % 4)), so that no two lanes meet in a bank.
+// - x is read from shared memory by every row of warps, by ldmatrix: RT = 2 halves what RT = 1 needs for a product. Its
+//   16-byte pieces are exchanged by token (piece ^ token % 8), so that no two rows of a matrix meet in a bank.
 // - Scales are applied in float32, once for SUB columns. Sums of the activations, for minima, come from `prepare`.
 // - There are fewer blocks of rows than multiprocessors, so k is split as well. The parts of a sum go to a workspace and
 //   the block that arrives last adds them, in order: the result does not depend on which one that is.
@@ -34,6 +34,20 @@ __device__ __forceinline__ void mma_first(float d[4], const unsigned a[4], uint2
         "{%10, %10, %10, %10};"
         : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y), "f"(0.0f));
+}
+
+// Two tiles of 8 tokens (or one) by the 16 columns of a step, as mma.sync wants its second operand.
+template <int TWO>
+__device__ __forceinline__ void load_matrices(uint2* b, const unsigned char* row) {
+    unsigned address = (unsigned)__cvta_generic_to_shared(row);
+    if (TWO)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(b[0].x), "=r"(b[0].y), "=r"(b[1].x), "=r"(b[1].y)
+                     : "r"(address));
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                     : "=r"(b[0].x), "=r"(b[0].y)
+                     : "r"(address));
 }
 
 __device__ __forceinline__ void store(Y* y, float value) {
@@ -118,7 +132,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             int token = c / 32, piece = c % 32, column = 256 * (first + i) + 8 * piece;
             bool there = first_token + token < m && column < k;
             const f16* from = there ? x + (long long)(first_token + token) * k + column : x;
-            copy16(to + 512 * token + 16 * (piece ^ (token & 3) << 1), from, there ? 16 : 0);
+            copy16(to + 512 * token + 16 * (piece ^ (token & 7)), from, there ? 16 : 0);
         }
         if (HAS_MIN) {
             const float* from = sums + (long long)(blockIdx.z * records + first + i) * SUBS * TOKENS;
@@ -166,26 +180,31 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                     values_of(codes, i % 4, offset_of(mine + v * RECORD, j, lane), a[v]);
 #endif
                 }
-                int piece = (2 * s + (t >> 1)) ^ (r & 3) << 1;
+                // lanes 0-7 name the rows of the first matrix, 8-15 those of the second, ...: 8 tokens by 8 columns each
+                int piece = (2 * s + (lane >> 3 & 1)) ^ (lane & 7);
+                const unsigned char* from = xs + 512 * (lane & 7) + 16 * piece + (NT > 1 ? 4096 * (lane >> 4) : 0);
+                uint2 b[NT];
 #pragma unroll
-                for (int c = 0; c < NT; c++) {
-                    uint2 b = *(const uint2*)(xs + 512 * (8 * c + r) + 16 * piece + 8 * (t & 1));
+                for (int c = 0; c < NT; c += 2) load_matrices<(NT > 1)>(b + c, from + 4096 * c);
+#pragma unroll
+                for (int c = 0; c < NT; c++)
 #pragma unroll
                     for (int v = 0; v < RT; v++) {
-                        if (i % (SUB / 16) == 0) mma_first(part[v][c], a[v], b);
-                        else mma(part[v][c], a[v], b);
+                        if (i % (SUB / 16) == 0) mma_first(part[v][c], a[v], b[c]);
+                        else mma(part[v][c], a[v], b[c]);
 #if VALUE == V_LEVELS
-                        mma(part[v][c], rest[v], b);
+                        mma(part[v][c], rest[v], b[c]);
 #endif
                     }
-                }
                 if ((i + 1) % (SUB / 16) == 0)
 #pragma unroll
                     for (int v = 0; v < RT; v++) {
                         const unsigned char* row = mine + v * RECORD + r * HEADER;
-                        float low, high, low_min, high_min;
-                        scale_of(row, j, low, low_min);
-                        scale_of(row + 8 * HEADER, j, high, high_min);
+                        float scale[2], minimum[2];
+                        scales_of(row, j & ~1, scale, minimum);
+                        float low = UNIT * (j & 1 ? scale[1] : scale[0]), low_min = j & 1 ? minimum[1] : minimum[0];
+                        scales_of(row + 8 * HEADER, j & ~1, scale, minimum);
+                        float high = UNIT * (j & 1 ? scale[1] : scale[0]), high_min = j & 1 ? minimum[1] : minimum[0];
 #pragma unroll
                         for (int c = 0; c < NT; c++) {
                             float* d = total[v][c];

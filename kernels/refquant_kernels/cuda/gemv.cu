@@ -26,7 +26,8 @@
 // compile with: -DX=f16 -DIS_BF16=0 -DBITS=6 -DSUB=16 -DHEADER=18 -DVALUE=V_OFFSET -DOFFSET=32 -DSCALE=S_Q6_K
 // compile with: -DX=f16 -DIS_BF16=0 -DBITS=8 -DSUB=128 -DHEADER=8 -DVALUE=V_E4M3 -DSCALE=S_F32
 // compile with: -DX=f16 -DIS_BF16=0 -DBITS=4 -DSUB=64 -DHEADER=16 -DVALUE=V_LEVELS -DSCALE=S_F32
-// compile with: -DX=f16 -DIS_BF16=0 -DBITS=4 -DSUB=32 -DHEADER=8 -DVALUE=V_TABLE -DSCALE=S_E8M0 -DTABLE0=0x83828180u -DTABLE1=0x8c888684u -DTABLE2=0x7d7e7f80u -DTABLE3=0x74787a7cu
+// compile with: -DX=f16 -DIS_BF16=0 -DBITS=4 -DSUB=32 -DHEADER=8 -DVALUE=V_E2M1 -DSCALE=S_E8M0
+// compile with: -DX=f16 -DIS_BF16=0 -DBITS=4 -DSUB=32 -DHEADER=8 -DVALUE=V_TABLE -DSCALE=S_IQ4_XS -DTABLE0=0x3f2d1801u -DTABLE1=0x766a5d4eu -DTABLE2=0xa6998d81u -DTABLE3=0xf1d9c5b5u
 #include "strips.cuh"
 
 #ifndef WARPS
@@ -40,12 +41,15 @@
 #endif
 
 // Dot products of a record's 16 rows with x; those of rows r and r + 8 are added to `low` and `high` in parts, which
-// are spread over the four lanes of r. xs: the record's 256 activations, sums: those of its sub-blocks.
-__device__ __forceinline__ void add_record(const unsigned char* record, const f16* xs, const float* sums,
-                                           const unsigned* levels, int lane, float& low, float& high) {
+// are spread over the four lanes of r. sums: of x over the record's sub-blocks. STAGED: xs is in shared memory, and so
+// are 256 `zeros`: it is quicker to read those than not to read.
+template <int STAGED>
+__device__ __forceinline__ void add_record(const unsigned char* record, const f16* xs, const f16* zeros,
+                                           const float* sums, const unsigned* levels, int lane, float& low,
+                                           float& high) {
     int r = lane >> 2, t = lane & 3;
     const unsigned char *first = record + r * HEADER, *second = first + 8 * HEADER;
-    float d[4] = {0, 0, 0, 0};
+    float d[2][4] = {};  // even and odd steps: two chains of additions instead of one twice as long
 #pragma unroll
     for (int q = 0; q < 4; q++) {
         Codes c = codes_of(record, q, lane);
@@ -53,32 +57,36 @@ __device__ __forceinline__ void add_record(const unsigned char* record, const f1
         for (int i = 0; i < 4; i++) {
             int s = 4 * q + i, j = 16 * s / SUB;
             uint2 b = {0, 0};
-            if (r == j % 8) b = *(const uint2*)(xs + 16 * s + 4 * t);
+            if (STAGED || r == j % 8) {
+                const f16* from = (r == j % 8 ? xs : zeros) + 16 * s + 2 * t;
+                b.x = *(const unsigned*)from, b.y = *(const unsigned*)(from + 8);
+            }
             unsigned a[4];
 #if VALUE == V_LEVELS
             unsigned rest[4];
             levels_of(c, i, levels, a, rest);
-            mma(d, rest, b);
+            mma(d[0], rest, b);
+            mma(d[1], a, b);
 #else
             values_of(c, i, offset_of(record, j, lane), a);
+            mma(d[i & 1], a, b);
 #endif
-            mma(d, a, b);
         }
         if (SUBS > 8 ? q & 1 : q == 3) {
-#pragma unroll
-            for (int e = 0; e < 2; e++) {
-                int j = (SUBS > 8 ? 4 * (q - 1) : 0) + 2 * t + e;
-                if (SUBS >= 8 || j < SUBS) {
-                    float scale, minimum;
-                    scale_of(first, j, scale, minimum);
-                    low += scale * d[e];
-                    if (HAS_MIN) low += minimum * sums[j];
-                    scale_of(second, j, scale, minimum);
-                    high += scale * d[2 + e];
-                    if (HAS_MIN) high += minimum * sums[j];
-                }
+            int j = (SUBS > 8 ? 4 * (q - 1) : 0) + 2 * t;
+            if (SUBS >= 8 || j < SUBS) {
+                float scale[2], minimum[2];
+                scales_of(first, j, scale, minimum);
+                low += scale[0] * ((d[0][0] + d[1][0]) * UNIT);
+                if (SUBS > 1) low += scale[1] * ((d[0][1] + d[1][1]) * UNIT);
+                if (HAS_MIN) low += minimum[0] * sums[j] + minimum[1] * sums[j + 1];
+                scales_of(second, j, scale, minimum);
+                high += scale[0] * ((d[0][2] + d[1][2]) * UNIT);
+                if (SUBS > 1) high += scale[1] * ((d[0][3] + d[1][3]) * UNIT);
+                if (HAS_MIN) high += minimum[0] * sums[j] + minimum[1] * sums[j + 1];
             }
-            d[0] = d[1] = d[2] = d[3] = 0;
+#pragma unroll
+            for (int e = 0; e < 4; e++) d[0][e] = d[1][e] = 0;
         }
     }
 }
@@ -106,7 +114,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv_v3(const uint4* w,
     const unsigned char* strip = (const unsigned char*)w + (long long)blockIdx.x * records * RECORD;
     float low = 0, high = 0;
     for (int i = warp; i < records; i += WARPS)
-        add_record(strip + (long long)i * RECORD, x + 256 * i, 0, levels, lane, low, high);
+        add_record<0>(strip + (long long)i * RECORD, x + 256 * i, 0, 0, levels, lane, low, high);
     add_lanes(low, high);
     if ((lane & 3) == 0) parts[warp][lane >> 2] = low, parts[warp][8 + (lane >> 2)] = high;
     __syncthreads();
@@ -117,14 +125,24 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv_v3(const uint4* w,
     }
 }
 
-// Bring x to shared memory as float16, zeros behind its end; return what the result must be multiplied by.
-__device__ __forceinline__ float stage_x(const X* x, int k, int padded, f16* xs, float* parts) {
+// Ask for x in shared memory; the zeros behind its end are written at once.
+__device__ __forceinline__ void fetch_x(const X* x, int k, int padded, f16* xs) {
+    if (k % 8 == 0 && ((unsigned long long)x & 15) == 0) {
+        for (int i = 8 * threadIdx.x; i < padded; i += 8 * 32 * WARPS) copy16(xs + i, i < k ? x + i : x, i < k ? 16 : 0);
+    } else {
+        for (int i = threadIdx.x; i < padded; i += 32 * WARPS) xs[i] = i < k ? x[i] : 0;
+    }
+    commit();
+}
+
+// Once it is there: bfloat16 to float16, and the sums of sub-blocks. Returns what the result must be multiplied by.
+__device__ __forceinline__ float finish_x(int padded, f16* xs, float* sums, float* parts) {
+    float factor = 1, back = 1;
 #if IS_BF16
     unsigned largest = 0;
-    for (int i = threadIdx.x; i < padded; i += 32 * WARPS) {
-        unsigned bits = i < k ? x[i] : 0;
-        xs[i] = bits;
-        largest = max(largest, bits & 0x7fff);
+    for (int i = threadIdx.x; i < padded / 2; i += 32 * WARPS) {
+        unsigned pair = ((const unsigned*)xs)[i];
+        largest = max(largest, max(pair & 0x7fff, pair >> 16 & 0x7fff));
     }
     largest = __reduce_max_sync(~0u, largest);
     if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = __uint_as_float(largest);
@@ -132,85 +150,97 @@ __device__ __forceinline__ float stage_x(const X* x, int k, int padded, f16* xs,
     for (int i = 0; i < WARPS; i++) largest = max(largest, __float_as_uint(parts[i]));
     int e = largest >> 7;  // the largest is to lie between 2^14 and 2^15
     e = largest == 0 || e == 255 ? 127 : min(max(14 + 127 - e + 127, 1), 253);
-    float factor = __uint_as_float((unsigned)e << 23), back = __uint_as_float((unsigned)(254 - e) << 23);
-    for (int i = threadIdx.x; i < padded; i += 32 * WARPS) xs[i] = to_f16(from_bf16(xs[i]) * factor);
-    return back;
-#else
-    if (k % 8 == 0 && ((unsigned long long)x & 15) == 0) {
-        for (int i = threadIdx.x; i < padded / 8; i += 32 * WARPS)
-            ((uint4*)xs)[i] = i < k / 8 ? ((const uint4*)x)[i] : make_uint4(0, 0, 0, 0);
-    } else {
-        for (int i = threadIdx.x; i < padded; i += 32 * WARPS) xs[i] = i < k ? x[i] : (f16)0;
-    }
-    return 1;
+    factor = __uint_as_float((unsigned)e << 23), back = __uint_as_float((unsigned)(254 - e) << 23);
 #endif
+    if (IS_BF16 || HAS_MIN)
+        for (int i = threadIdx.x; i < padded / 8; i += 32 * WARPS) {  // padded / 8 is a multiple of 32: whole warps
+            uint4 eight = ((uint4*)xs)[i];
+            unsigned pairs[4] = {eight.x, eight.y, eight.z, eight.w};
+            float sum = 0;
+#pragma unroll
+            for (int p = 0; p < 4; p++) {
+                if (IS_BF16) {
+                    f16 low = to_f16(from_bf16(pairs[p] & 0xffff) * factor), high = to_f16(from_bf16(pairs[p] >> 16) * factor);
+                    ((unsigned*)xs)[4 * i + p] = pairs[p] = low | high << 16;
+                }
+                if (HAS_MIN) sum += from_f16(pairs[p] & 0xffff) + from_f16(pairs[p] >> 16);
+            }
+            if (HAS_MIN) {
+                for (int step = 1; step < SUB / 8; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+                if (i % (SUB / 8) == 0) sums[i / (SUB / 8)] = sum;
+            }
+        }
+    return back;
 }
 
-// Any x and k. Shared memory: x, sums, parts, ring, as laid out below; see strips.py.
+// Any x and k. Shared memory: the rings, x, 640 bytes of zeros (read from the 64th
+// on: other banks than x's), and what products.gemv_shared counts besides.
 extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv_v4(const uint4* w, const X* x, const unsigned* levels,
                                                                   Y* y, int n, int k) {
     extern __shared__ uint4 memory[];
     int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
     int records = (k + 255) / 256, strips = (n + 15) / 16, padded = 256 * records;
     unsigned char* ring = (unsigned char*)memory + warp * STAGES * RECORD;
-    f16* xs = (f16*)((unsigned char*)memory + WARPS * STAGES * RECORD);
-    float* parts = (float*)(xs + padded);  // two sets, so that one barrier a strip is enough
+    f16 *xs = (f16*)((unsigned char*)memory + WARPS * STAGES * RECORD), *zeros = xs + padded;
+    float* parts = (float*)(zeros + 320);  // two sets, so that one barrier a strip is enough
     unsigned* table = (unsigned*)(parts + 2 * WARPS * 16);
     float* sums = (float*)(table + 16);
 
-    int mine = (strips - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;  // strips of this block
-    int each = (records + WARPS - 1) / WARPS, total = mine * each;                // records of this warp
-    auto fetch = [&](int i) {
-        int record = warp + WARPS * (i % each);
-        if (i < total && record < records) {
-            long long strip = blockIdx.x + (long long)gridDim.x * (i / each);
-            const unsigned char* from = (const unsigned char*)w + (strip * records + record) * RECORD;
+    // The records of this block's strips, one after the other, are dealt out to its warps in turn.
+    int mine = (strips - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
+    int left = mine, next = warp, filled = 0;  // strips not yet fetched, the record to fetch, the place in the ring
+    const unsigned char* from = (const unsigned char*)w + ((long long)blockIdx.x * records + warp) * RECORD + 16 * lane;
+    const long long jump = (long long)(gridDim.x - 1) * records * RECORD;  // over the strips of other blocks
+    auto skip = [&]() {
+        while (next >= records && left > 0) next -= records, left--, from += jump;
+    };
+    skip();
+    auto fetch = [&]() {
+        if (left > 0) {
+            unsigned char* to = ring + filled * RECORD + 16 * lane;
 #pragma unroll
             for (int o = 0; o < RECORD; o += 512)
-                if (o + 512 <= RECORD || o + 16 * lane < RECORD)
-                    copy16(ring + i % STAGES * RECORD + o + 16 * lane, from + o + 16 * lane, 16);
+                if (o + 512 <= RECORD || o + 16 * lane < RECORD) copy16(to + o, from + o, 16);
         }
         commit();
+        filled = filled + 1 == STAGES ? 0 : filled + 1;
+        next += WARPS, from += WARPS * RECORD;
+        skip();
     };
-    for (int i = 0; i < STAGES; i++) fetch(i);
+    for (int i = 0; i < STAGES; i++) fetch();
+    if (threadIdx.x < 40) ((uint4*)zeros)[threadIdx.x] = make_uint4(0, 0, 0, 0);
     let_next_begin();
     wait_for_previous();
-    float back = stage_x(x, k, padded, xs, parts);
+    fetch_x(x, k, padded, xs);
 #if VALUE == V_LEVELS
     if (threadIdx.x < 16) table[threadIdx.x] = levels[threadIdx.x];
 #endif
+    wait<0>();
     __syncthreads();
-    if (HAS_MIN) {
-        for (int i = threadIdx.x; i < padded / SUB; i += 32 * WARPS) {
-            float sum = 0;
-            for (int c = 0; c < SUB; c++) {  // a lane begins at its own column, or all would read one bank
-                int column = (c + 2 * i) & (SUB - 1);
-                sum += from_f16(xs[i * SUB + column]);
-            }
-            sums[i] = sum;
-        }
-        __syncthreads();
-    }
-    for (int i = 0, s = 0; s < mine; s++) {
+    float back = finish_x(padded, xs, sums, parts);
+    if (IS_BF16 || HAS_MIN) __syncthreads();
+    int record = warp;
+    for (int s = 0; s < mine; s++) {
         float low = 0, high = 0;
-        for (int p = 0; p < each; p++, i++) {
-            int record = warp + WARPS * p;
+        for (; record < records; record += WARPS) {
             wait<STAGES - 1>();
             __syncwarp();
-            if (record < records)
-                add_record(ring + i % STAGES * RECORD, xs + 256 * record, sums + SUBS * record, table, lane, low, high);
+            add_record<1>(ring + filled * RECORD, xs + 256 * record, zeros + 32, sums + SUBS * record, table, lane, low, high);
             __syncwarp();
-            fetch(i + STAGES);
+            fetch();
         }
+        record -= records;
         add_lanes(low, high);
         float* set = parts + (s & 1) * WARPS * 16;
         if ((lane & 3) == 0) set[16 * warp + (lane >> 2)] = low, set[16 * warp + 8 + (lane >> 2)] = high;
         __syncthreads();
-        if (warp == s % WARPS && lane < 16) {
+        if (warp == s % WARPS) {
             float sum = 0;
-            for (int i = 0; i < WARPS; i++) sum += set[16 * i + lane];
+#pragma unroll
+            for (int i = 0; i < WARPS / 2; i++) sum += set[16 * (2 * i + (lane >> 4)) + (lane & 15)];
+            sum += __shfl_xor_sync(~0u, sum, 16);
             int row = 16 * (blockIdx.x + gridDim.x * s) + lane;
-            if (row < n) store(y + row, sum * back);
+            if (lane < 16 && row < n) store(y + row, sum * back);
         }
     }
 }

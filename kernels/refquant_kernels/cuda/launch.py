@@ -90,6 +90,16 @@ def capability(device: int) -> tuple[int, int]:
     return torch().cuda.get_device_capability(device)
 
 
+def current_stream(device: int) -> int:
+    """Handle of torch's current stream on a device, the quick way (as torch's own compiler asks for it)."""
+    return torch()._C._cuda_getCurrentRawStream(device)
+
+
+def current_device() -> int:
+    """Index of torch's current device."""
+    return torch()._C._cuda_getDevice()
+
+
 @functools.cache
 def properties(device: int) -> tuple[int, int]:
     """Multiprocessors of a device, and bytes of shared memory that one block may have."""
@@ -124,6 +134,14 @@ def driver():
         return ctypes.CDLL("libcuda.so.1")
     except OSError:
         raise BackendUnavailable("backend 'cuda': no NVIDIA driver (libcuda.so.1) on this machine") from None
+
+
+@functools.cache
+def launcher():
+    """The driver's function that launches a kernel."""
+    function = driver().cuLaunchKernelEx
+    function.argtypes = [ctypes.c_void_p] * 4
+    return function
 
 
 def _driver_call(name: str, *args) -> None:
@@ -251,20 +269,10 @@ def parameters(file: str, name: str, defines: tuple = ()) -> tuple[tuple[str, st
     return tuple(result)
 
 
-class _Attribute(ctypes.Structure):  # CUlaunchAttribute
-    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_char * 4), ("value", ctypes.c_int), ("rest", ctypes.c_char * 60))
-
-
-class _Config(ctypes.Structure):  # CUlaunchConfig
-    _fields_ = (
-        *((name, ctypes.c_uint) for name in ("gx", "gy", "gz", "bx", "by", "bz", "shared")),
-        ("stream", ctypes.c_void_p),
-        ("attributes", ctypes.POINTER(_Attribute)),
-        ("count", ctypes.c_uint),
-    )
-
-
-_OVERLAP = _Attribute(6, b"", 1)  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+# CUlaunchConfig: grid, block, bytes of shared memory, stream, attributes, how many. CUlaunchAttribute: id, value; the
+# one attribute is CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION.
+_CONFIG = struct.Struct("@7IPPI")
+_OVERLAP = ctypes.create_string_buffer(struct.pack("@i4xi60x", 6, 1))
 
 
 class Kernel:
@@ -273,20 +281,21 @@ class Kernel:
     def __init__(self, file: str, name: str, options: tuple[str, ...], defines: tuple):
         self.file, self.name, self.options = file, name, options
         self.parameters = parameters(file, name, defines)
-        self._layout = struct.Struct("@" + "".join("P" if t[-1] == "*" else SCALARS[t] for _, t in self.parameters))
+        # (place, boundary - 1, dtypes) of every pointer; the first one's device is the kernel's
+        self._pointers = [
+            (i, POINTERS[kind[:-1]][0] - 1, {getattr(torch(), dtype) for dtype in POINTERS[kind[:-1]][1]})
+            for i, (_, kind) in enumerate(self.parameters)
+            if kind[-1] == "*"
+        ]
+        self._layout = struct.Struct("@" + "".join(SCALARS.get(kind, "P") for _, kind in self.parameters))
         self._buffer = ctypes.create_string_buffer(self._layout.size)
         self._size = ctypes.c_size_t(self._layout.size)
         # CU_LAUNCH_PARAM_BUFFER_POINTER, its address, CU_LAUNCH_PARAM_BUFFER_SIZE, its address, end
         self._extra = (ctypes.c_void_p * 5)(1, ctypes.addressof(self._buffer), 2, ctypes.addressof(self._size), 0)
-        self._dtypes = [
-            {getattr(torch(), d) for d in POINTERS[t[:-1]][1]} if t[-1] == "*" else None for _, t in self.parameters
-        ]
-        self._boundaries = [POINTERS[t[:-1]][0] - 1 if t[-1] == "*" else 0 for _, t in self.parameters]
+        self._config, self._configured = ctypes.create_string_buffer(_CONFIG.size), None
+        self._addresses = ctypes.addressof(self._config), ctypes.addressof(self._extra)
         self._functions = {}  # by device
         self._shared = {}
-
-    def _can_overlap(self, device: int) -> bool:
-        return capability(device) >= (9, 0)
 
     def function(self, device: int):
         """The loaded function on a device."""
@@ -295,10 +304,11 @@ class Kernel:
                 torch().cuda.current_stream()  # makes sure that torch's context exists and is current
                 torch().cuda.synchronize()
                 arch = "sm_{}{}".format(*capability(device))
+                arch += "a" if arch == "sm_90" else ""  # with the instructions that only this one has
                 module, function = ctypes.c_void_p(), ctypes.c_void_p()
                 _driver_call("cuModuleLoadData", ctypes.byref(module), cubin(self.file, arch, self.options))
                 _driver_call("cuModuleGetFunction", ctypes.byref(function), module, self.name.encode())
-                self._functions[device] = function
+                self._functions[device] = function.value
         return self._functions[device]
 
     def __call__(self, grid, block, *args, shared: int = 0, overlap: bool = False):
@@ -320,48 +330,55 @@ class Kernel:
         """
         if len(args) != len(self.parameters):
             raise BadInput(f"{self.name} takes {[p for p, _ in self.parameters]}, got {len(args)} arguments")
-        device, values = None, []
-        for arg, dtypes, mask, parameter in zip(args, self._dtypes, self._boundaries, self.parameters, strict=True):
-            if dtypes is None:
-                values.append(arg)
-                continue
-            address = arg.data_ptr()
-            if device is None:
-                device = arg.device
-            if (dtypes and arg.dtype not in dtypes) or address & mask or not arg.is_contiguous():
-                raise BadInput(
-                    f"{self.name}: {parameter[0]} must be a contiguous tensor for {parameter[1]} on a boundary of "
-                    f"{mask + 1} bytes, got {arg.dtype} {list(arg.shape)}, strides {arg.stride()}, at {address:#x}"
-                )
-            if arg.device != device or not arg.is_cuda:
-                raise BadInput(f"{self.name}: {parameter[0]} is on {arg.device}, other arguments on {device}")
-            values.append(address)
-        index = device.index
+        index, values = args[self._pointers[0][0]].get_device(), list(args)
+        for i, mask, dtypes in self._pointers:
+            arg = args[i]
+            values[i] = address = arg.data_ptr()
+            if (
+                address & mask
+                or (dtypes and arg.dtype not in dtypes)
+                or arg.get_device() != index
+                or not arg.is_contiguous()
+            ):
+                self._refuse(args)
+        if index < 0:
+            self._refuse(args)
         function = self._functions.get(index) or self.function(index)
         if shared > self._shared.get(index, 48 << 10):
             with torch().cuda.device(index):  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-                _driver_call("cuFuncSetAttribute", function, 8, shared)
+                _driver_call("cuFuncSetAttribute", ctypes.c_void_p(function), 8, shared)
             self._shared[index] = shared
+        place = index, current_stream(index), grid, block, shared, overlap
         try:
             self._layout.pack_into(self._buffer, 0, *values)
+            if place != self._configured:
+                attributes = 1 if overlap and capability(index) >= (9, 0) else 0
+                at = ctypes.addressof(_OVERLAP)
+                _CONFIG.pack_into(self._config, 0, *grid, *block, shared, place[1], at, attributes)
+                self._configured = place
         except struct.error as problem:
             raise BadInput(f"{self.name}{tuple(p for p, _ in self.parameters)}: {problem}") from None
-        stream = torch().cuda.current_stream(index).cuda_stream
-        if torch().cuda.current_device() != index:
+        config, extra = self._addresses
+        if current_device() == index:
+            status = launcher()(config, function, None, extra)
+        else:
             with torch().cuda.device(index):
-                self._launch(function, grid, block, shared, stream, overlap and self._can_overlap(index))
-        else:
-            self._launch(function, grid, block, shared, stream, overlap and self._can_overlap(index))
-
-    def _launch(self, function, grid, block, shared, stream, overlap):
-        if overlap:
-            config = _Config(*grid, *block, shared, stream, ctypes.pointer(_OVERLAP), 1)
-            status = driver().cuLaunchKernelEx(ctypes.byref(config), function, None, self._extra)
-        else:
-            call = driver().cuLaunchKernel
-            status = call(function, *grid, *block, shared, ctypes.c_void_p(stream), None, self._extra)
+                status = launcher()(config, function, None, extra)
         if status:
             _check(f"launch of {self.name}, grid {grid}, block {block}, {shared} bytes shared", status)
+
+    def _refuse(self, args):
+        first = self._pointers[0][0]
+        for i, mask, dtypes in self._pointers:
+            arg, (name, kind) = args[i], self.parameters[i]
+            if arg.device != args[first].device or not arg.is_cuda:
+                other = f"{self.parameters[first][0]} on {args[first].device}"
+                raise BadInput(f"{self.name}: {name} is on {arg.device}, {other}; expected one GPU")
+            if (dtypes and arg.dtype not in dtypes) or arg.data_ptr() & mask or not arg.is_contiguous():
+                raise BadInput(
+                    f"{self.name}: {name} must be a contiguous tensor for {kind} on a boundary of {mask + 1} bytes, "
+                    f"got {arg.dtype} {list(arg.shape)}, strides {arg.stride()}, at {arg.data_ptr():#x}"
+                )
 
 
 @functools.cache

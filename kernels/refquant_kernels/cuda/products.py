@@ -17,9 +17,8 @@ from refquant.errors import BadInput
 from refquant_kernels.cuda import launch, strips
 
 FAMILIES = (*strips.GGUF, "F32", "F16", "BF16", "int", "fp8", "nf4", "mxfp4", "nvfp4")
-GEMV_WARPS, GEMV_RING = 16, 64 << 10  # bytes that the ring of a block may take
-
 # tokens up to which -> RT, NT, RW, CW (gemm.cu)
+WARPGROUPS = {8: 4, 16: 3, 32: 3, 64: 3, 128: 2}  # of a block, for so many tokens (gemm_sm90.cu)
 TILES = {8: (1, 1, 8, 1), 16: (1, 2, 8, 1), 32: (2, 4, 8, 1), 64: (2, 8, 8, 1), 128: (2, 8, 4, 2)}
 
 
@@ -43,9 +42,7 @@ class Product:
                 f"on {x.device}"
             )
         rows = x.reshape(-1, x.shape[-1])
-        y = torch.empty(
-            (len(rows), self.shape[0]), dtype=torch.float32 if wide else x.dtype, device=self.device
-        )
+        y = torch.empty((len(rows), self.shape[0]), dtype=torch.float32 if wide else x.dtype, device=self.device)
         if len(rows):
             if self.strips is None:
                 y.copy_(_float32_product(rows, self.dense))
@@ -68,13 +65,16 @@ def _float32_product(x, w):
 
 
 def multiply(w: strips.Strips, x, y, **choice) -> None:
-    """y = x W^T: x float16 or bfloat16 [m, k], y float32 or x's dtype [m, n], contiguous, on the device of `w`.
+    """Y = x W^T: x float16 or bfloat16 [m, k], y float32 or x's dtype [m, n], contiguous, on the device of `w`.
 
     `choice` overrides what the kernel is compiled with: for measurements.
     """
     if w.order is not None:
         x = x[:, w.order]
-    (gemv if len(x) == 1 else gemm)(w, x, y, **choice)
+    if len(x) == 1:
+        gemv(w, x, y, **choice)
+    else:
+        (gemm_sm90 if launch.capability(x.device.index) == (9, 0) else gemm)(w, x, y, **choice)
 
 
 def _types(x, y) -> dict:
@@ -98,23 +98,31 @@ def gemv_shared(layout: strips.Layout, k: int, warps: int, stages: int) -> int:
     """Bytes of shared memory of gemv_v4."""
     padded = strips.COLUMNS * -(-k // strips.COLUMNS)
     sums = 4 * padded // layout.sub if layout.has_minimum else 0
-    return warps * stages * layout.record + 2 * padded + 4 * (2 * warps * 16 + 16) + sums
+    return warps * stages * layout.record + 2 * padded + 640 + 4 * (2 * warps * 16 + 16) + sums
 
 
-def gemv(w, x, y, warps=GEMV_WARPS, stages=None, overlap=True, blocks=None):
+def gemv_choice(layout: strips.Layout) -> tuple[int, int, int]:
+    """Warps of a block, records ahead, blocks a multiprocessor: what was quickest on an H100 (`refquant bench gpu`)."""
+    if layout.bits in (4, 5, 6) and layout.sub <= 32:
+        return 8, 3, 2  # scales take time: more independent blocks
+    return (16, 3, 1) if layout.bits == 4 else (16, 2, 1)
+
+
+def gemv(w, x, y, warps=None, stages=None, blocks=None, overlap=True):
     """One token."""
     (n, k), layout = w.shape, w.layout
     processors, most = launch.properties(x.device.index)
-    if stages is None:
-        room = min(most - gemv_shared(layout, k, warps, 0), max(GEMV_RING, warps * layout.record))
-        stages = min(4, room // (warps * layout.record))
-        if stages < 1:  # a row too wide for shared memory
-            return gemm(w, x, y)
+    chosen = gemv_choice(layout)
+    warps, stages = warps or chosen[0], stages or chosen[1]
+    while gemv_shared(layout, k, warps, stages) > most:
+        stages, warps = (stages - 1, warps) if stages > 1 else (stages, warps // 2)
+        if warps < 2:  # a row too wide for shared memory
+            gemm(w, x, y)
+            return
     kernel = launch.load("gemv.cu", "gemv_v4", WARPS=warps, STAGES=stages, **_types(x, y), **layout.defines)
-    grid = (min(blocks or processors, -(-n // strips.ROWS)), 1, 1)
+    grid = (min(blocks or chosen[2] * processors, -(-n // strips.ROWS)), 1, 1)
     shared = gemv_shared(layout, k, warps, stages)
     kernel(grid, (32 * warps, 1, 1), w.data, x, _levels(w), y, n, k, shared=shared, overlap=overlap)
-    return None
 
 
 _WORK = {}  # workspace and counters of a stream, by device and stream
@@ -122,11 +130,13 @@ _WORK = {}  # workspace and counters of a stream, by device and stream
 
 def _workspace(device, floats: int, counters: int):
     torch = launch.torch()
-    key = device, torch.cuda.current_stream(device).cuda_stream
+    key = device, launch.current_stream(device.index)
     space, counts = _WORK.get(key, (None, None))
     if space is None or space.numel() < floats or counts.numel() < counters:
         if torch.cuda.is_current_stream_capturing():
-            raise BadInput("the first product of this size on a stream cannot be captured in a graph: run it once before")
+            raise BadInput(
+                "the first product of this size on a stream cannot be captured in a graph: run it once before"
+            )
         space = torch.empty(max(floats, 1 << 22), dtype=torch.float32, device=device)
         counts = torch.zeros(max(counters, 1 << 12), dtype=torch.int32, device=device)
         _WORK[key] = space, counts
@@ -167,6 +177,33 @@ def gemm(w, x, y, tile=None, stages=None, splits=None, overlap=True):
     kernel(tuple(grid), (threads, 1, 1), *args, shared=stages * stage, overlap=overlap)
 
 
+def gemm_sm90(w, x, y, tokens=None, groups=None, stages=None, splits=None, overlap=True):
+    """Any number of tokens, on Hopper."""
+    torch = launch.torch()
+    (n, k), layout, m = w.shape, w.layout, len(x)
+    tokens = tokens or min(size for size in WARPGROUPS if size >= min(m, 128))
+    groups = groups or WARPGROUPS[tokens]
+    processors, most = launch.properties(x.device.index)
+    records, threads = -(-k // strips.COLUMNS), 128 * groups
+    sums_bytes = 4 * tokens * (strips.COLUMNS // layout.sub) if layout.has_minimum else 0
+    stage = -(-(512 * tokens + 4 * groups * layout.record + sums_bytes) // 1024) * 1024
+    stages = stages or min(6, (most - 2048) // stage)
+    defines = {"TOKENS": tokens, "WGS": groups, "STAGES": stages} | _types(x, y) | layout.defines
+    grid = [-(-n // (64 * groups)), 1, -(-m // tokens)]
+    blocks, padded = grid[0] * grid[2], records * strips.COLUMNS
+    grid[1] = splits or max(1, min(processors // blocks, records // 2))
+    xs = torch.empty(grid[2] * tokens * padded, dtype=torch.float16, device=x.device)
+    back = torch.empty(grid[2] * tokens, dtype=torch.float32, device=x.device)
+    sums = torch.empty(grid[2] * tokens * padded // layout.sub, dtype=torch.float32, device=x.device)
+    prepare = launch.load("gemm_sm90.cu", "prepare_sm90", **defines)
+    prepare((grid[2] * tokens, -(-records // 8), 1), (256, 1, 1), x, xs, back, sums, m, k, overlap=overlap)
+    parts = grid[1] > 1
+    space, counters = _workspace(x.device, threads * tokens // 2 * blocks * grid[1] * parts, blocks * parts)
+    kernel = launch.load("gemm_sm90.cu", "gemm_sm90", **defines)
+    args = (w.data, xs, sums, back, _levels(w), y, space, counters, m, n, k)
+    kernel(tuple(grid), (threads + 32, 1, 1), *args, shared=stages * stage + 1024, overlap=overlap)
+
+
 # ---- as an operation
 
 _PLANS = weakref.WeakKeyDictionary()
@@ -184,7 +221,7 @@ def prepare(q, device=None) -> Product:
 
 @ops.fast_path("matmul", *FAMILIES, backend="cuda")
 def matmul(x, q):
-    """x [..., k] NumPy -> float32 [..., n]; x is rounded to float16."""
+    """X [..., k] NumPy -> float32 [..., n]; x is rounded to float16."""
     torch = launch.torch()
     with np.errstate(over="ignore"):
         half = np.ascontiguousarray(x, dtype=np.float16)
@@ -192,4 +229,3 @@ def matmul(x, q):
         raise BadInput("matmul with backend 'cuda': activations beyond 65504 do not fit float16")
     product = prepare(q)
     return product(torch.from_numpy(half).to(product.device), wide=True).cpu().numpy()
-

@@ -1,4 +1,4 @@
-"""Weights in strips: the order of bytes that `gemv.cu` and `gemm.cu` read. What the kernels assume, strips.cuh explains.
+"""Weights in strips: the order of bytes that `gemv.cu`, `gemm.cu` and `gemm_sm90.cu` read; strips.cuh says why.
 
 A matrix [n, k], padded to whole strips of 16 rows and records of 256 columns, is uint8 [n / 16, k / 256, bytes]::
 
@@ -9,9 +9,10 @@ A matrix [n, k], padded to whole strips of 16 rows and records of 256 columns, i
 Codes are 3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2 bits in two planes (the upper bits are the smaller plane, but of 3 the lower
 two are the plane of 2); 2, 4 and 8 bits are one plane. In a plane of b bits:
 
-    row r of 16, column c of 256     step s = c // 16, lane = 4 (r % 8) + c % 16 // 4, half h = c % 2
-                                     pair  p = 4 s + 2 (c % 4 // 2) + r // 8
-    is in                            word  j = p // (16 / b) of that lane, at bit 16 h + b (p % (16 / b))
+    row r of 16, column c of 256     step s = c // 16, lane = 4 (r % 8) + c % 8 // 2, half h = c % 2,
+                                     register v = 2 (c % 16 // 8) + r // 8
+    b = 1, 2, 4: word j = s // (4 / b) of that lane, bit 16 h + 4 v + b (s % (4 / b))
+    b = 8:       word j = 2 s + v // 2,              bit 16 h + 8 (v % 2)
     which is 32-bit word             128 (j // 4) + 4 lane + j % 4 of the plane
 
 Bytes a weight are those of the file for the GGUF formats, but TQ1_0 takes 2 bits a code. Where the padding is, scales
@@ -31,7 +32,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from refquant import ops
-from refquant.codebooks import E2M1_DOUBLED, IQ4_VALUES, E4M3
+from refquant.codebooks import E4M3, IQ4_VALUES
 from refquant.grids import as_grid
 from refquant.quantized import find_format
 
@@ -91,9 +92,12 @@ GGUF = {
     "Q6_K": (Layout(6, 16, 18, "V_OFFSET", "S_Q6_K", _offset(32)), [(192, 210)], 0),
     "IQ4_NL": (Layout(4, 32, 16, "V_TABLE", "S_F16", _table(IQ4_VALUES)), [(0, 2)], 0),
     "IQ4_XS": (Layout(4, 32, 8, "V_TABLE", "S_IQ4_XS", _table(IQ4_VALUES)), [(0, 8)], 0),
-    "MXFP4": (Layout(4, 32, 8, "V_TABLE", "S_E8M0", _table(E2M1_DOUBLED)), [(0, 1)], 0),
+    "MXFP4": (Layout(4, 32, 8, "V_E2M1", "S_E8M0"), [(0, 1)], 0),
     "TQ1_0": (Layout(2, 256, 2, "V_OFFSET", "S_D", _offset(1)), [(52, 54)], 0),
     "TQ2_0": (Layout(2, 256, 2, "V_OFFSET", "S_D", _offset(1)), [(64, 66)], 0),
+}
+WEIGHTS = {
+    name: 32 if name.startswith(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MX")) else 256 for name in GGUF
 }
 
 
@@ -134,7 +138,7 @@ def layout_of(format: str, k: int, wide_scales: bool = False):  # noqa: A002
     if family == "mxfp4":
         return GGUF["MXFP4"][0]
     if family == "nvfp4":
-        return Layout(4, 16, 64, "V_TABLE", "S_F32", _table(E2M1_DOUBLED))
+        return Layout(4, 16, 64, "V_E2M1", "S_F32")
     return None
 
 
@@ -152,11 +156,11 @@ def _numbers(q, layout):
         codes = (codes.astype(np.int16) + added).astype(np.uint8)
         if q.format == "mxfp4":
             header = fields["scales"]
-            if (header == 255).any():
-                return None
         else:
-            block = q.arrays["blocks"].reshape(n, find_format(q.format).nbytes((1, k)) and _blocks(q), -1)
-            header = np.concatenate([block[..., a:b] for a, b in places], axis=-1).reshape(n, -1)
+            blocks = q.arrays["blocks"].reshape(n, -1, find_format(q.format).nbytes((1, WEIGHTS[q.format])))
+            header = np.concatenate([blocks[..., a:b] for a, b in places], axis=-1).reshape(n, -1)
+        if layout.scale == "S_E8M0" and (header == 255).any():
+            return None
         header = np.pad(header, ((0, 0), (0, records * layout.header - header.shape[1])))
         return codes, header.reshape(n, records, -1), None, None
     if q.format.startswith("int"):
@@ -175,7 +179,7 @@ def _numbers(q, layout):
                 return None
             scales = scales * np.float32({"e4m3": 256, "e4m3fnuz": 128}.get(q.format.split("-")[1], 1))
         elif q.format == "nvfp4":
-            scales = E4M3.decode(fields["scales"]) / fields["global_scale"] * np.float32(0.5)
+            scales = E4M3.decode(fields["scales"]) / fields["global_scale"]
         else:
             scales, levels = _nf4_scales(fields, q.format).reshape(n, -1), _levels(fields["quant_map"])
     parts = [_by_record(scales, layout.sub, k, records).view(np.uint8)]
@@ -183,10 +187,6 @@ def _numbers(q, layout):
         parts.append(_by_record(zeros, layout.sub, k, records))
     header = np.concatenate(parts, axis=-1)
     return codes, np.pad(header, ((0, 0), (0, 0), (0, layout.header - header.shape[-1]))), order, levels
-
-
-def _blocks(q) -> int:
-    return q.shape[1] // (32 if GGUF[q.format][0].sub == 32 and q.format not in ("Q4_K", "Q5_K", "IQ4_XS") else 256)
 
 
 def _by_record(values: np.ndarray, sub: int, k: int, records: int) -> np.ndarray:
@@ -233,16 +233,17 @@ def pack_codes(codes, bits: int):
 def _pack_plane(codes, bits: int):
     import torch
 
-    strips, records, pairs = codes.shape[0] // ROWS, codes.shape[1] // COLUMNS, 16 // bits
-    # row: r // 8, r % 8; column: step, lane's quarter, which pair, half
-    cut = codes.view(strips, 2, 8, records, 16, 4, 2, 2).permute(0, 3, 2, 5, 4, 6, 1, 7).reshape(
-        strips, records, 32, 64 // pairs, pairs, 2
-    )  # [strips, records, lane, word, place, half]
-    shifts = bits * torch.arange(pairs, device=codes.device)[:, None] + 16 * torch.arange(2, device=codes.device)
+    strips, records = codes.shape[0] // ROWS, codes.shape[1] // COLUMNS
+    # row: r // 8, r % 8; column: step, which eight, lane's quarter, half
+    cut = codes.view(strips, 2, 8, records, 16, 2, 4, 2).permute(0, 3, 2, 6, 4, 5, 1, 7).flatten(2, 3).flatten(4, 5)
+    # [strips, records, lane, step, register, half]
+    word = (32, 1, 2) if bits == 8 else (4 * bits, 4 // bits, 4)  # words, steps in one, registers in one
+    cut = cut.reshape(strips, records, 32, *word, 2)
     words = torch.zeros(cut.shape[:4], dtype=torch.int64, device=codes.device)
-    for e in range(pairs):
-        for h in range(2):
-            words |= cut[..., e, h].long() << int(shifts[e, h])
+    for e in range(cut.shape[4]):
+        for v in range(cut.shape[5]):
+            for h in range(2):
+                words |= cut[..., e, v, h].long() << (bits * e + (8 if bits == 8 else 4) * v + 16 * h)
     words = torch.where(words >= 2**31, words - 2**32, words).int()
     return words.view(strips, records, 32, -1, 4).transpose(2, 3).contiguous().view(torch.uint8).flatten(2)
 

@@ -34,8 +34,8 @@ def markdown(result: dict) -> str:
         f"{result['device']}, driver {result['driver']}, torch {result['torch']}, NVRTC {result['compiler']}, "
         f"{result['date']}; it reads {bandwidth / 1e9:.0f} GB/s. Medians of {result['runs']} replays of a CUDA graph, "
         "the weights rotated beyond the L2 cache, times in us. GB/s: the least bytes that the operation must move, per "
-        "second; floor: those bytes at the bandwidth read. float16: cuBLAS; torch int4: `_weight_int4pack_mm`, groups of "
-        "128.",
+        "second; floor: those bytes at the bandwidth read. float16: cuBLAS; torch int4: `_weight_int4pack_mm`, "
+        "groups of 128.",
     ]
     for table, title in TITLES.items():
         mine = [row for row in rows if row["table"] == table]

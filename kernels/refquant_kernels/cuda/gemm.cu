@@ -15,10 +15,10 @@
 // - There are fewer blocks of rows than multiprocessors, so k is split as well. The parts of a sum go to a workspace and
 //   the block that arrives last adds them, in order: the result does not depend on which one that is.
 //
-// compile with: -DX=f16 -DIS_BF16=0 -DRT=2 -DNT=8 -DRW=4 -DCW=2 -DSTAGES=2 -DBITS=4 -DSUB=128 -DHEADER=6 -DVALUE=V_ZERO -DZEROS=4 -DSCALE=S_F16
-// compile with: -DX=bf16 -DIS_BF16=1 -DRT=1 -DNT=1 -DRW=8 -DCW=1 -DSTAGES=4 -DBITS=5 -DSUB=32 -DHEADER=16 -DVALUE=V_OFFSET -DOFFSET=0 -DSCALE=S_Q4_K
-// compile with: -DX=f16 -DIS_BF16=0 -DRT=2 -DNT=8 -DRW=4 -DCW=1 -DSTAGES=2 -DBITS=3 -DSUB=16 -DHEADER=14 -DVALUE=V_OFFSET -DOFFSET=4 -DSCALE=S_Q3_K
-// compile with: -DX=f16 -DIS_BF16=0 -DRT=1 -DNT=2 -DRW=8 -DCW=1 -DSTAGES=3 -DBITS=4 -DSUB=64 -DHEADER=16 -DVALUE=V_LEVELS -DSCALE=S_F32
+// compile with: -DX=f16 -DY=float -DIS_BF16=0 -DRT=2 -DNT=2 -DRW=4 -DCW=2 -DSTAGES=2 -DBITS=4 -DSUB=128 -DHEADER=6 -DVALUE=V_ZERO -DZEROS=4 -DSCALE=S_F16
+// compile with: -DX=bf16 -DY=bf16 -DY_HALF=1 -DIS_BF16=1 -DRT=1 -DNT=1 -DRW=8 -DCW=1 -DSTAGES=4 -DBITS=5 -DSUB=32 -DHEADER=16 -DVALUE=V_OFFSET -DOFFSET=0 -DSCALE=S_Q4_K
+// compile with: -DX=f16 -DY=float -DIS_BF16=0 -DRT=2 -DNT=2 -DRW=4 -DCW=1 -DSTAGES=2 -DBITS=3 -DSUB=16 -DHEADER=14 -DVALUE=V_OFFSET -DOFFSET=4 -DSCALE=S_Q3_K
+// compile with: -DX=f16 -DY=float -DIS_BF16=0 -DRT=1 -DNT=2 -DRW=8 -DCW=1 -DSTAGES=3 -DBITS=4 -DSUB=64 -DHEADER=16 -DVALUE=V_LEVELS -DSCALE=S_F32
 #include "strips.cuh"
 
 #define THREADS (32 * RW * CW)

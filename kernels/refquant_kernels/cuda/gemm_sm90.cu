@@ -14,10 +14,10 @@
 // - `prepare_sm90` lays out the activations once, as shared memory is to hold them.
 // - Scales in float32 once for SUB columns, k split over blocks, overlap of launches: as in gemm.cu.
 //
-// compile with: -DX=f16 -DIS_BF16=0 -DTOKENS=128 -DWGS=2 -DSTAGES=2 -DBITS=4 -DSUB=128 -DHEADER=6 -DVALUE=V_ZERO -DZEROS=4 -DSCALE=S_F16
-// compile with: -DX=bf16 -DIS_BF16=1 -DTOKENS=64 -DWGS=3 -DSTAGES=3 -DBITS=5 -DSUB=32 -DHEADER=16 -DVALUE=V_OFFSET -DOFFSET=0 -DSCALE=S_Q4_K
-// compile with: -DX=f16 -DIS_BF16=0 -DTOKENS=16 -DWGS=4 -DSTAGES=4 -DBITS=3 -DSUB=16 -DHEADER=14 -DVALUE=V_OFFSET -DOFFSET=4 -DSCALE=S_Q3_K
-// compile with: -DX=f16 -DIS_BF16=0 -DTOKENS=8 -DWGS=4 -DSTAGES=4 -DBITS=4 -DSUB=64 -DHEADER=16 -DVALUE=V_LEVELS -DSCALE=S_F32
+// compile with: -DX=f16 -DY=float -DIS_BF16=0 -DTOKENS=128 -DWGS=2 -DSTAGES=2 -DBITS=4 -DSUB=128 -DHEADER=6 -DVALUE=V_ZERO -DZEROS=4 -DSCALE=S_F16
+// compile with: -DX=bf16 -DY=bf16 -DY_HALF=1 -DIS_BF16=1 -DTOKENS=64 -DWGS=3 -DSTAGES=3 -DBITS=5 -DSUB=32 -DHEADER=16 -DVALUE=V_OFFSET -DOFFSET=0 -DSCALE=S_Q4_K
+// compile with: -DX=f16 -DY=float -DIS_BF16=0 -DTOKENS=16 -DWGS=4 -DSTAGES=4 -DBITS=3 -DSUB=16 -DHEADER=14 -DVALUE=V_OFFSET -DOFFSET=4 -DSCALE=S_Q3_K
+// compile with: -DX=f16 -DY=float -DIS_BF16=0 -DTOKENS=8 -DWGS=4 -DSTAGES=4 -DBITS=4 -DSUB=64 -DHEADER=16 -DVALUE=V_LEVELS -DSCALE=S_F32
 #include "strips.cuh"
 #include "wgmma.cuh"
 

@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "bandwidth": BASE,
     "bench": BASE,
     "claims": BASE | {"bandwidth", "models"},
-    "cli": BASE | {"inspect_file", "evaluate", "models", "compare", "bandwidth", "bench", "claims"},
+    "classroom": BASE,
+    "cli": BASE | {"inspect_file", "evaluate", "models", "compare", "bandwidth", "bench", "claims", "classroom"},
 }
 METHOD_LINES, MODULE_LINES = 150, 250
 

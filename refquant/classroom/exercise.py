@@ -62,8 +62,8 @@ class Exercise:
 
     `differs(args, got)` replaces the comparison with `reference` where more than one answer is right: it returns what
     is wrong, or None. `score(args, got)` says how good a right answer is, in the assignment's unit. `measure(function,
-    rng)` judges what cannot be seen in one answer (bytes moved, seconds): for each line of `measured` it yields the name
-    and points, what is wrong or None, and what was measured.
+    rng)` judges what cannot be seen in one answer (bytes moved, seconds): for each line of `measured` it yields the
+    name and points, what is wrong or None, and what was measured.
     """
 
     name: str

@@ -23,6 +23,7 @@ COMMANDS = {
     "claims": "the lesson's quantitative statements, each tested",
     "bench": "the fast paths against other programs, measured in one run",
     "models": "the models that can be had by name",
+    "classroom": "assignments that grade themselves: release them, grade submissions",
     "lab": "open JupyterLab in the notebooks folder",
 }
 

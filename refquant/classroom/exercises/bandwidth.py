@@ -82,7 +82,7 @@ def speed(cache):
 def batch(rng):
     """Bits, operations per second, bytes per second."""
     return (
-        float(rng.choice([3, 4, 4.5, 8])),
+        float(rng.choice([3, 4, 4.5, 6])),
         float(rng.integers(50, 1000)) * 1e12,
         float(rng.integers(200, 3500)) * 1e9,
     )

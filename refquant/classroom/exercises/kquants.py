@@ -111,13 +111,12 @@ def block(with_min):
     return make
 
 
-def weights(kind):
-    """A maker of 256 weights."""
+def weights(kind, n=8):
+    """A maker of weights [n, 256], whose sub-blocks differ in spread and mean."""
 
     def make(rng):
-        w = rng.normal(size=256) * 0.05 * np.repeat(rng.uniform(0.3, 2, 8), 32) + np.repeat(
-            rng.normal(size=8) * 0.02, 32
-        )
+        spread, mean = rng.uniform(0.3, 2, (n, 8)) * 0.05, rng.normal(size=(n, 8)) * 0.02
+        w = rng.normal(size=(n, 256)) * np.repeat(spread, 32, axis=1) + np.repeat(mean, 32, axis=1)
         if kind == "positive":
             w = np.abs(w) + 0.05
         if kind == "zeros":

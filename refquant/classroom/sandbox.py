@@ -1,0 +1,285 @@
+"""The grader's side of the process that runs a student's code.
+
+    with Sandbox(files, limits) as sandbox:
+        sandbox.run_cell(3, source)             what it printed, what it raised
+        sandbox.function("scale_zero")(w, 4)    a proxy: arguments go over, plain data comes back
+
+Each submission has a process group of its own, a working folder that is thrown away, an empty environment, and limits
+of memory, processor time, file size, seconds a call and seconds in all. Where the system lets an ordinary user make
+namespaces (`unshare`), the process also has no network and sees no other process; when it ends, so does everything that
+it started. A process that ends, hangs or answers nonsense costs that call only: the next one starts a fresh process and
+runs the cells again, but for the one that did it.
+"""
+
+import functools
+import json
+import os
+import select
+import shlex
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from refquant.classroom import worker
+from refquant.classroom.exercise import CodeFailed
+from refquant.errors import BadInput
+
+NAMESPACES = "unshare --user --map-current-user --net --pid --fork --kill-child"
+PRINTED = 20_000  # bytes kept of what one cell or call prints; the rest is read and forgotten
+CLEAN = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bytes of address space and of a file; seconds of a call and of all calls of one submission.
+
+    `wrap` is a command that the process is started through: "auto" for `unshare` where that works, "" for none, or one
+    of your own (`bwrap ...`, `docker run -i ...`), in which `{folder}` is the working folder.
+    `packages` are imported before the limits of the audit hook, and may be used by students beside NumPy.
+    """
+
+    memory: int = 2 * 2**30
+    file: int = 64 * 2**20
+    seconds: float = 10.0
+    total: float = 120.0
+    wrap: str = "auto"
+    packages: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for name in ("memory", "file", "seconds", "total"):
+            if not getattr(self, name) > 0:
+                raise BadInput(f"limits: {name} must be above 0, got {getattr(self, name)!r}")
+
+
+@functools.cache
+def namespaces() -> str:
+    """`unshare` with its options where this user may use it here, otherwise nothing."""
+    try:
+        done = subprocess.run([*shlex.split(NAMESPACES), "true"], capture_output=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return NAMESPACES if done.returncode == 0 else ""
+
+
+@dataclass
+class Cell:
+    """What became of a cell: what it printed, and what it raised."""
+
+    printed: str
+    error: str | None
+
+
+@dataclass
+class Function:
+    """A student's function, called over there. `hold` sends leading arguments once, for calls that are timed."""
+
+    sandbox: "Sandbox"
+    name: str
+
+    def __call__(self, *args):
+        """Call it; raise `CodeFailed` where it fails."""
+        return self.sandbox.call({"do": "call", "name": self.name, "args": list(args)})
+
+    def hold(self, *args):
+        """Return the function of the remaining arguments."""
+        self.sandbox.call({"do": "hold", "name": self.name, "args": list(args)})
+        return lambda *rest: self.sandbox.call({"do": "call", "name": self.name, "args": list(rest), "held": True})
+
+    @property
+    def pid(self) -> int:
+        """The process in which it runs."""
+        return self.sandbox.pid
+
+
+@dataclass
+class Sandbox:
+    """One submission's process. `files`: a folder whose files, notebooks excepted, the code finds beside it."""
+
+    files: Path | None
+    limits: Limits = field(default_factory=Limits)
+    functions: set[str] = field(default_factory=set)
+
+    def __post_init__(self):
+        if not sys.platform.startswith(("linux", "darwin")):
+            raise BadInput(f"grading needs Linux or macOS for the limits of a process, this is {sys.platform}")
+        self._cells: list[tuple[int, str]] = []
+        self._process = None
+        self._left = self.limits.total
+        self._printed = bytearray()
+
+    def __enter__(self):
+        self._home = Path(tempfile.mkdtemp(prefix="refquant-"))
+        return self
+
+    def __exit__(self, *_):
+        self._end()
+        shutil.rmtree(self._home, ignore_errors=True)
+
+    # ---- what the grader asks
+
+    def run_cell(self, number: int, source: str) -> Cell:
+        """Run a cell of the student's; never raises for what the student did."""
+        try:
+            self._ready()
+            reply = self._exchange({"do": "cell", "number": number, "source": source})
+            self._cells.append((number, source))
+            self._know(reply)
+            error = reply.get("error")
+        except CodeFailed as problem:
+            error = f"{problem}; this cell was left out"
+        return Cell(self._take(), error)
+
+    def function(self, name: str) -> Function:
+        """A proxy for the function `name`; raise `KeyError` where the student's cells define none."""
+        if name not in self.functions:
+            raise KeyError(name)
+        return Function(self, name)
+
+    def call(self, request: dict):
+        """Send one request; return the value, or raise `CodeFailed` with what the student's code did."""
+        self._ready()
+        reply = self._exchange(request)
+        if "value" not in reply:
+            raise CodeFailed(f"raised {reply.get('error')}")
+        return reply["value"]
+
+    @property
+    def pid(self) -> int:
+        """The process that runs the code: the last in the chain of those that it was started through."""
+        pid = self._process.pid
+        try:
+            while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+                pid = int(children[0])
+        except OSError:  # this system does not tell
+            pass
+        return pid
+
+    def _know(self, reply: dict) -> None:
+        names = reply.get("functions")
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            self.functions = set(names)
+
+    # ---- the process
+
+    def _ready(self) -> None:
+        """Start the process, or start it again and run the cells so far."""
+        if self._process and self._process.poll() is None:
+            return
+        self._end()
+        self._start()
+        for number, source in self._cells:
+            self._know(self._exchange({"do": "cell", "number": number, "source": source}))
+        self._printed.clear()
+
+    def _start(self) -> None:
+        folder = Path(tempfile.mkdtemp(dir=self._home)).resolve()
+        if self.files:
+            ignore = shutil.ignore_patterns("*.ipynb", ".*", "*.db")
+            shutil.copytree(self.files, folder, ignore=ignore, dirs_exist_ok=True, symlinks=True)
+        options = {
+            "memory": self.limits.memory,
+            "file": self.limits.file,
+            "cpu": int(self.limits.total) + 10,
+            "packages": self.limits.packages,
+        }
+        wrap = namespaces() if self.limits.wrap == "auto" else self.limits.wrap
+        command = [*shlex.split(wrap.format(folder=shlex.quote(str(folder)))), sys.executable, "-I", "-B"]
+        places = CLEAN | ONE_THREAD | {"HOME": str(folder), "TMPDIR": str(folder), "NUMBA_CACHE_DIR": str(folder)}
+        self._process = subprocess.Popen(
+            [*command, worker.__file__, json.dumps(options)],
+            cwd=folder,
+            env=places,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,
+        )
+        for pipe in (self._process.stdin, self._process.stdout):
+            os.set_blocking(pipe.fileno(), False)
+        self._reader = threading.Thread(target=self._drain, args=(self._process.stderr,), daemon=True)
+        self._reader.start()
+
+    def _drain(self, pipe) -> None:
+        while data := pipe.read(65536):
+            if len(self._printed) < PRINTED:
+                self._printed += data[: PRINTED - len(self._printed)]
+
+    def _take(self) -> str:
+        text = self._printed.decode(errors="replace")
+        self._printed.clear()
+        return text
+
+    def _end(self) -> None:
+        """Kill the process and all that it started."""
+        if not self._process:
+            return
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            pipe.close()
+        self._reader.join(timeout=1)
+        self._process = None
+
+    def _exchange(self, request: dict) -> dict:
+        """Send a request and read the reply within the time; otherwise end the process and raise `CodeFailed`."""
+        if self._left <= 0:
+            raise CodeFailed(f"not run: the {self.limits.total:g} seconds of this submission are used up")
+        began = time.monotonic()
+        seconds = min(self.limits.seconds, self._left)
+        try:
+            self._send(worker.encode(request), began + seconds)
+            size = struct.unpack("<Q", self._receive(8, began + seconds))[0]
+            if size > worker.MAX_FRAME:
+                raise ValueError("a reply that is too long")
+            reply = worker.decode(self._receive(size, began + seconds))
+            if not isinstance(reply, dict):
+                raise ValueError("not a reply")
+            return reply
+        except TimeoutError:
+            self._end()
+            raise CodeFailed(f"stopped after {seconds:.3g} seconds: is there a loop without an end?") from None
+        except (EOFError, BrokenPipeError):
+            self._end()
+            raise CodeFailed("ended the process: it exits, or needs more memory than allowed") from None
+        except ValueError as problem:
+            self._end()
+            raise CodeFailed(f"sent the grader something that is no answer ({problem})") from None
+        finally:
+            self._left -= time.monotonic() - began
+
+    def _send(self, data: bytes, deadline: float) -> None:
+        pipe, view = self._process.stdin.fileno(), memoryview(data)
+        while view:
+            _wait(deadline, writing=[pipe])
+            try:
+                view = view[os.write(pipe, view[:65536]) :]
+            except BlockingIOError:
+                continue
+
+    def _receive(self, size: int, deadline: float) -> bytes:
+        pipe, data = self._process.stdout.fileno(), bytearray()
+        while len(data) < size:
+            _wait(deadline, reading=[pipe])
+            part = os.read(pipe, min(size - len(data), 2**20))
+            if not part:
+                raise EOFError
+            data += part
+        return bytes(data)
+
+
+def _wait(deadline: float, reading=(), writing=()) -> None:
+    left = deadline - time.monotonic()
+    if left <= 0 or not any(select.select(reading, writing, [], left)):
+        raise TimeoutError

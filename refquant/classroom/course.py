@@ -209,21 +209,30 @@ def write_scores(path: Path, scores: list[Score]) -> None:
 
 def _quietly(step, *args) -> dict:
     """Call a step of nbgrader, which keeps its log to itself; undo what it does to the process."""
-    here, level, path = os.getcwd(), logging.root.manager.disable, os.environ.get("PATH", os.defpath)
+    here, level, before = os.getcwd(), logging.root.manager.disable, os.environ.copy()
     try:
-        os.environ["PATH"] = os.pathsep.join([*_scripts("alembic"), path])
+        # nbgrader starts `alembic`, and nbconvert looks for its templates, by paths that may not lead there
+        _lead(os.environ, "PATH", _folders("alembic", "alembic"))
+        _lead(os.environ, "JUPYTER_PATH", [folder.parents[2] for folder in _folders("nbconvert", "classic/conf.json")])
         with contextlib.redirect_stderr(io.StringIO()):
             return step(*args)
     finally:
-        os.environ["PATH"] = path
+        os.environ.clear()
+        os.environ.update(before)
         logging.disable(level)
         os.chdir(here)
 
 
-def _scripts(package: str) -> list[str]:
-    """Folders of a package's commands: nbgrader starts `alembic`, which need not be on the PATH."""
+def _lead(environment, name: str, folders: list[Path]) -> None:
+    """Add folders at the end of a path variable."""
+    known = [environment[name]] if environment.get(name) else []
+    environment[name] = os.pathsep.join([*known, *map(str, folders)])
+
+
+def _folders(package: str, ending: str) -> list[Path]:
+    """Folders of an installed package's files whose path ends so."""
     files = importlib.metadata.files(package) or []
-    return sorted({str(Path(file.locate()).resolve().parent) for file in files if file.name == package})
+    return sorted({Path(f.locate()).resolve().parent for f in files if f"/{f.as_posix()}".endswith(f"/{ending}")})
 
 
 def _reason(done: dict) -> str:

@@ -6,7 +6,7 @@
     worker      runs a student's code: a program of its own, in a process with limits
     sandbox     the grader's side of that process
     isolate     nbgrader's step that runs a notebook, replaced: students' cells in the sandbox, graded cells outside
-    course      an nbgrader course in a folder: release, grade
+    gradebook   an nbgrader course in a folder: release, grade
 
 In a notebook: `classroom.check(function, "rtn.groups")` tries the visible cases and raises with the first wrong value.
 """

@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import asdict
 
-from refquant.classroom import course
+from refquant.classroom import gradebook
 from refquant.classroom.sandbox import Limits, namespaces
 
 
@@ -30,11 +30,11 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     """Release or grade; 1 where a submission could not be graded."""
     if args.action == "release":
-        for path in course.release(args.folder, args.assignment):
+        for path in gradebook.release(args.folder, args.assignment):
             print(path)
         return 0
     limits = Limits(int(args.memory * 2**30), Limits.file, args.seconds, args.total, args.wrap)
-    scores = course.grade(args.folder, args.assignment, args.student, args.seed, limits)
+    scores = gradebook.grade(args.folder, args.assignment, args.student, args.seed, limits)
     if args.json:
         print(json.dumps([asdict(score) for score in scores], indent=2))
     else:

@@ -26,14 +26,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import refquant
 from refquant.classroom.sandbox import Limits
+from refquant.course import folder as checkout
 from refquant.errors import BadInput, Unavailable, UnknownName
 from refquant.formats.files import replacing
 
 CONFIGURATION = '''"""nbgrader's settings for this course. Students' code runs in processes of its own."""
 
-from refquant.classroom.course import configure
+from refquant.classroom.gradebook import configure
 
 configure(get_config())  # noqa: F821 (nbgrader defines it)
 '''
@@ -49,14 +49,6 @@ class Score:
     max_score: float | None
     seed: int
     note: str = ""
-
-
-def source_folder() -> Path:
-    """The instructor's notebooks of this checkout."""
-    folder = Path(refquant.__file__).resolve().parents[1] / "notebooks" / "assignments" / "source"
-    if not folder.is_dir():
-        raise Unavailable("the assignments are part of a clone of the repository: pip install -e '.[all]' in one")
-    return folder
 
 
 def configure(settings, seed: int | None = None, limits: Limits | None = None):
@@ -112,7 +104,7 @@ def release(folder, names: Iterable[str] | None = None) -> list[Path]:
         nbgrader refuses a source notebook.
     """
     folder = Path(folder).resolve()
-    known = {path.parent.name: path for path in sorted(source_folder().glob("*/*.ipynb"))}
+    known = {path.parent.name: path for path in sorted((checkout() / "assignments" / "source").glob("*/*.ipynb"))}
     own = {path.parent.name: path for path in sorted(folder.glob("source/*/*.ipynb"))}
     names = list(names or known | own)
     if missing := [name for name in names if name not in known | own]:

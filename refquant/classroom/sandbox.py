@@ -34,6 +34,7 @@ from refquant.errors import BadInput
 NAMESPACES = "unshare --user --map-current-user --net --pid --fork --kill-child"
 PRINTED = 20_000  # bytes kept of what one cell or call prints; the rest is read and forgotten
 CLEAN = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+STARTING = 60.0  # seconds for the interpreter and its imports
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 
 
@@ -101,11 +102,19 @@ class Function:
 
 @dataclass
 class Sandbox:
-    """One submission's process. `files`: a folder whose files, notebooks excepted, the code finds beside it."""
+    """One submission's process.
+
+    files : folder, optional
+        Its files, but for notebooks, are copied for the code to find.
+    limits : Limits
+    functions : names of the functions that the cells so far define
+    pid : the process that runs the code
+    """
 
     files: Path | None
     limits: Limits = field(default_factory=Limits)
     functions: set[str] = field(default_factory=set)
+    pid: int = 0
 
     def __post_init__(self):
         if not sys.platform.startswith(("linux", "darwin")):
@@ -150,17 +159,6 @@ class Sandbox:
         if "value" not in reply:
             raise CodeFailed(f"raised {reply.get('error')}")
         return reply["value"]
-
-    @property
-    def pid(self) -> int:
-        """The process that runs the code: the last in the chain of those that it was started through."""
-        pid = self._process.pid
-        try:
-            while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-                pid = int(children[0])
-        except OSError:  # this system does not tell
-            pass
-        return pid
 
     def _know(self, reply: dict) -> None:
         names = reply.get("functions")
@@ -207,11 +205,14 @@ class Sandbox:
             os.set_blocking(pipe.fileno(), False)
         self._reader = threading.Thread(target=self._drain, args=(self._process.stderr,), daemon=True)
         self._reader.start()
+        self._exchange({"do": "hold", "name": "", "args": []}, STARTING)  # it is there
+        self.pid = _last_child(self._process.pid)
 
     def _drain(self, pipe) -> None:
-        while data := pipe.read(65536):
-            if len(self._printed) < PRINTED:
-                self._printed += data[: PRINTED - len(self._printed)]
+        with pipe:
+            while data := pipe.read(65536):
+                if len(self._printed) < PRINTED:
+                    self._printed += data[: PRINTED - len(self._printed)]
 
     def _take(self) -> str:
         text = self._printed.decode(errors="replace")
@@ -232,12 +233,12 @@ class Sandbox:
         self._reader.join(timeout=1)
         self._process = None
 
-    def _exchange(self, request: dict) -> dict:
+    def _exchange(self, request: dict, seconds: float | None = None) -> dict:
         """Send a request and read the reply within the time; otherwise end the process and raise `CodeFailed`."""
         if self._left <= 0:
             raise CodeFailed(f"not run: the {self.limits.total:g} seconds of this submission are used up")
         began = time.monotonic()
-        seconds = min(self.limits.seconds, self._left)
+        seconds = min(seconds or self.limits.seconds, self._left)
         try:
             self._send(worker.encode(request), began + seconds)
             size = struct.unpack("<Q", self._receive(8, began + seconds))[0]
@@ -277,6 +278,16 @@ class Sandbox:
                 raise EOFError
             data += part
         return bytes(data)
+
+
+def _last_child(pid: int) -> int:
+    """The process at the end of the chain that `pid` started: the one that runs the code."""
+    try:
+        while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            pid = int(children[0])
+    except OSError:  # this system does not tell
+        pass
+    return pid
 
 
 def _wait(deadline: float, reading=(), writing=()) -> None:

@@ -5,6 +5,7 @@
     checking    check and grade
     worker      runs a student's code: a program of its own, in a process with limits
     sandbox     the grader's side of that process
+    restore     each cell's settings as the teacher made them, whatever came back
     isolate     nbgrader's step that runs a notebook, replaced: students' cells in the sandbox, graded cells outside
     gradebook   an nbgrader course in a folder: release, grade
 

@@ -20,6 +20,7 @@ import os
 import re
 import secrets
 import shutil
+import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -57,8 +58,17 @@ def configure(settings, seed: int | None = None, limits: Limits | None = None):
     from nbgrader import preprocessors as steps
 
     from refquant.classroom.isolate import Isolate
+    from refquant.classroom.restore import Restore
 
     settings.CourseDirectory.course_id = "refquant"
+    settings.Autograde.sanitize_preprocessors = [
+        Restore,
+        steps.ClearOutput,
+        steps.DeduplicateIds,
+        steps.OverwriteKernelspec,
+        steps.OverwriteCells,
+        steps.CheckCellMetadata,
+    ]
     settings.Autograde.autograde_preprocessors = [
         Isolate,
         steps.IgnorePattern,
@@ -179,9 +189,14 @@ def _grade_one(course, folder: Path, name: str, student: str, seed: int) -> Scor
             done = {"success": False, "error": f"{type(problem).__name__}: {problem}"}
         if not done["success"]:
             return Score(name, student, None, None, seed, f"not graded: {_reason(done)}")
+    found = _quietly(_points, course, name, student)
+    return Score(name, student, *found, seed)
+
+
+def _points(course, name: str, student: str) -> tuple[float, float]:
     with course.gradebook as book:
         found = book.find_submission(name, student)
-        return Score(name, student, found.score, found.max_score, seed)
+        return found.score, found.max_score
 
 
 def write_scores(path: Path, scores: list[Score]) -> None:
@@ -199,14 +214,15 @@ def write_scores(path: Path, scores: list[Score]) -> None:
         file.write(text.getvalue().encode())
 
 
-def _quietly(step, *args) -> dict:
+def _quietly(step, *args):
     """Call a step of nbgrader, which keeps its log to itself; undo what it does to the process."""
     here, level, before = os.getcwd(), logging.root.manager.disable, os.environ.copy()
     try:
         # nbgrader starts `alembic`, and nbconvert looks for its templates, by paths that may not lead there
         _lead(os.environ, "PATH", _folders("alembic", "alembic"))
         _lead(os.environ, "JUPYTER_PATH", [folder.parents[2] for folder in _folders("nbconvert", "classic/conf.json")])
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nbgrader's use of its libraries is no news to a teacher
             return step(*args)
     finally:
         os.environ.clear()

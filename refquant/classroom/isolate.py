@@ -19,13 +19,14 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from nbformat.v4 import new_code_cell, new_output
+from nbformat.v4 import new_output
 from nbgrader.api import Gradebook
 from nbgrader.preprocessors import NbGraderPreprocessor
 from traitlets import Dict, Float, Int, List, Unicode
 
 from refquant import classroom
 from refquant.classroom.checking import hidden_seed
+from refquant.classroom.restore import is_test, settings
 from refquant.classroom.sandbox import Limits, Sandbox
 
 SHOWN = 4000  # characters of a cell's output in the feedback
@@ -54,7 +55,9 @@ class Isolate(NbGraderPreprocessor):
         """Run the cells in order and put what they printed, raised or scored in their outputs."""
         about = resources["nbgrader"]
         assignment, notebook = about["assignment"], about["notebook"]
-        tests = self._tests(about["db_url"], assignment, notebook)
+        with Gradebook(about["db_url"]) as book:
+            known = settings(book, notebook, assignment)
+        tests = {name: own["source"] for name, own in known.items() if is_test(own)}
         limits = Limits(
             memory=self.memory,
             seconds=self.seconds,
@@ -63,43 +66,17 @@ class Isolate(NbGraderPreprocessor):
             packages=tuple(self.packages.get(assignment, ())),
         )
         seed = secrets.randbits(62) if self.seed is None else self.seed
-        self._restore(nb, tests)
         with Sandbox(Path(resources["metadata"]["path"]), limits) as sandbox, hidden_seed(seed):
             for number, cell in enumerate(nb.cells, 1):
                 if cell.cell_type != "code":
                     continue
-                source = tests.get(_grade_id(cell), (None, 0))[0]
+                source = tests.get(cell.metadata.get("nbgrader", {}).get("grade_id"))
                 if source is None:
                     cell.outputs = student_outputs(sandbox, number, cell.source)
                 else:
                     cell.source, cell.outputs = source, graded_outputs(sandbox, source)
                 cell.execution_count = number
         return nb, resources
-
-    def _tests(self, db_url, assignment, notebook) -> dict[str, tuple[str, float]]:
-        """Source and points of the graded cells, by id, as the teacher wrote them."""
-        with Gradebook(db_url) as book:
-            known = book.find_notebook(notebook, assignment)
-            by_hand = {cell.name for cell in known.solution_cells}
-            points = {cell.name: cell.max_score for cell in known.grade_cells if cell.cell_type == "code"}
-            return {
-                cell.name: (cell.source, points[cell.name])
-                for cell in known.source_cells
-                if cell.name in points and cell.name not in by_hand
-            }
-
-    def _restore(self, nb, tests) -> None:
-        """Put graded cells that the student removed at the end."""
-        present = {_grade_id(cell) for cell in nb.cells}
-        for name, (source, points) in tests.items():
-            if name not in present:
-                about = {"grade": True, "grade_id": name, "locked": True, "points": points, "solution": False}
-                about |= {"task": False, "schema_version": 3, "cell_type": "code"}
-                nb.cells.append(new_code_cell(source, metadata={"nbgrader": about}))
-
-
-def _grade_id(cell) -> str | None:
-    return cell.metadata.get("nbgrader", {}).get("grade_id")
 
 
 def student_outputs(sandbox: Sandbox, number: int, source: str) -> list:

@@ -5,8 +5,8 @@ import gguf
 import numpy as np
 import pytest
 
-from refquant import classroom
-from refquant.classroom import WrongAnswer, exercise
+from refquant import classroom, course
+from refquant.classroom import WrongAnswer, exercise, rubric
 from refquant.classroom.checking import hidden_seed
 from refquant.classroom.exercise import Case, Exercise, Output
 from refquant.classroom.exercises import ASSIGNMENTS, bandwidth, exercises, find_exercise, gptq, kernel, kquants_blocks
@@ -111,6 +111,11 @@ def test_the_points_of_the_cells_are_those_of_the_rubric_and_make_twenty(name):
     points = [classrooms.about(cell)["points"] for cell in classrooms.graded(notebook)]
     assert points == [each.points for each in own.values()]
     assert sum(points) == 20
+
+
+def test_the_rubric_in_the_teachers_folder_is_in_step():
+    text = (course.folder() / "assignments" / "RUBRIC.md").read_text(encoding="utf-8")
+    assert text == rubric.render(), "run: refquant classroom rubric > notebooks/assignments/RUBRIC.md"
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

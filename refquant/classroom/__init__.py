@@ -8,6 +8,7 @@
     restore     each cell's settings as the teacher made them, whatever came back
     isolate     nbgrader's step that runs a notebook, replaced: students' cells in the sandbox, graded cells outside
     gradebook   an nbgrader course in a folder: release, grade
+    rubric      points and known mistakes, as text
 
 In a notebook: `classroom.check(function, "rtn.groups")` tries the visible cases and raises with the first wrong value.
 """

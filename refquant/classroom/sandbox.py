@@ -6,7 +6,7 @@
 
 Each submission has a process group of its own, a working folder that is thrown away, an empty environment, and limits
 of memory, processor time, file size, seconds a call and seconds in all. Where the system lets an ordinary user make
-namespaces (`unshare`), the process also has no network and sees no other process; when it ends, so does everything that
+namespaces (`WRAPS`), the process also has no network and sees no other process; when it ends, so does everything that
 it started. A process that ends, hangs or answers nonsense costs that call only: the next one starts a fresh process and
 runs the cells again, but for the one that did it.
 """
@@ -31,7 +31,12 @@ from refquant.classroom import worker
 from refquant.classroom.exercise import CodeFailed
 from refquant.errors import BadInput
 
-NAMESPACES = "unshare --user --map-current-user --net --pid --fork --kill-child"
+# The first that works here starts the process: both give it no network and a process list of its own; with bubblewrap
+# the whole file system is read-only, too, but for the working folder.
+WRAPS = (
+    "bwrap --unshare-all --die-with-parent --ro-bind / / --dev /dev --proc /proc --bind {folder} {folder}",
+    "unshare --user --map-current-user --net --pid --fork --kill-child",
+)
 PRINTED = 20_000  # bytes kept of what one cell or call prints; the rest is read and forgotten
 CLEAN = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
 STARTING = 60.0  # seconds for the interpreter and its imports
@@ -42,8 +47,8 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 class Limits:
     """Bytes of address space and of a file; seconds of a call and of all calls of one submission.
 
-    `wrap` is a command that the process is started through: "auto" for `unshare` where that works, "" for none, or one
-    of your own (`bwrap ...`, `docker run -i ...`), in which `{folder}` is the working folder.
+    `wrap` is a command that the process is started through: "auto" for the first of `WRAPS` that works here, "" for
+    none, or one of your own, in which `{folder}` is the working folder.
     `packages` are imported before the limits of the audit hook, and may be used by students beside NumPy.
     """
 
@@ -62,12 +67,15 @@ class Limits:
 
 @functools.cache
 def namespaces() -> str:
-    """`unshare` with its options where this user may use it here, otherwise nothing."""
-    try:
-        done = subprocess.run([*shlex.split(NAMESPACES), "true"], capture_output=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return NAMESPACES if done.returncode == 0 else ""
+    """The first of `WRAPS` that this user may use here, or nothing."""
+    for wrap in WRAPS:
+        try:
+            command = [*shlex.split(wrap.format(folder=tempfile.gettempdir())), "true"]
+            if subprocess.run(command, capture_output=True, timeout=10).returncode == 0:
+                return wrap
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+    return ""
 
 
 @dataclass

@@ -1,10 +1,10 @@
-"""`refquant classroom`: assignments out, scores in, with nbgrader."""
+"""`refquant classroom`: assignments out, scores in, with nbgrader; the rubric."""
 
 import json
 import sys
 from dataclasses import asdict
 
-from refquant.classroom import gradebook
+from refquant.classroom import gradebook, rubric
 from refquant.classroom.sandbox import Limits, namespaces
 
 
@@ -13,6 +13,7 @@ def add_arguments(parser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     out = actions.add_parser("release", help="make the students' notebooks in DIR/release")
     back = actions.add_parser("grade", help="grade DIR/submitted; write DIR/scores.csv and DIR/feedback")
+    actions.add_parser("rubric", help="print the points and the known mistakes as Markdown")
     for action in (out, back):
         action.add_argument("folder", metavar="DIR", help="the course's folder")
         action.add_argument("--assignment", action="append", metavar="NAME", help="only this one; may be repeated")
@@ -28,7 +29,10 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    """Release or grade; 1 where a submission could not be graded."""
+    """Release, grade or print the rubric; 1 where a submission could not be graded."""
+    if args.action == "rubric":
+        print(rubric.render(), end="")
+        return 0
     if args.action == "release":
         for path in gradebook.release(args.folder, args.assignment):
             print(path)

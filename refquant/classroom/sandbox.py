@@ -22,7 +22,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,6 +143,7 @@ class Sandbox:
 
     def run_cell(self, number: int, source: str) -> Cell:
         """Run a cell of the student's; never raises for what the student did."""
+        self._printed.clear()  # what calls printed since the last cell
         try:
             self._ready()
             reply = self._exchange({"do": "cell", "number": number, "source": source})
@@ -209,18 +209,22 @@ class Sandbox:
             bufsize=0,
             start_new_session=True,
         )
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             os.set_blocking(pipe.fileno(), False)
-        self._reader = threading.Thread(target=self._drain, args=(self._process.stderr,), daemon=True)
-        self._reader.start()
         self._exchange({"do": "hold", "name": "", "args": []}, STARTING)  # it is there
         self.pid = _last_child(self._process.pid)
 
-    def _drain(self, pipe) -> None:
-        with pipe:
-            while data := pipe.read(65536):
-                if len(self._printed) < PRINTED:
-                    self._printed += data[: PRINTED - len(self._printed)]
+    def _drain(self, most: int = 1) -> bool:
+        """Read what was printed, and keep its beginning; returns whether the pipe is still open."""
+        for _ in range(most):
+            try:
+                data = os.read(self._process.stderr.fileno(), 65536)
+            except BlockingIOError:
+                break
+            if not data:
+                return False
+            self._printed += data[: max(0, PRINTED - len(self._printed))]
+        return True
 
     def _take(self) -> str:
         text = self._printed.decode(errors="replace")
@@ -236,9 +240,9 @@ class Sandbox:
         except ProcessLookupError:
             pass
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
+        self._drain(64)
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             pipe.close()
-        self._reader.join(timeout=1)
         self._process = None
 
     def _exchange(self, request: dict, seconds: float | None = None) -> dict:
@@ -255,6 +259,7 @@ class Sandbox:
             reply = worker.decode(self._receive(size, began + seconds))
             if not isinstance(reply, dict):
                 raise ValueError("not a reply")
+            self._drain(64)  # it flushed before it replied
             return reply
         except TimeoutError:
             self._end()
@@ -271,7 +276,7 @@ class Sandbox:
     def _send(self, data: bytes, deadline: float) -> None:
         pipe, view = self._process.stdin.fileno(), memoryview(data)
         while view:
-            _wait(deadline, writing=[pipe])
+            self._wait(deadline, [], [pipe])
             try:
                 view = view[os.write(pipe, view[:65536]) :]
             except BlockingIOError:
@@ -280,12 +285,24 @@ class Sandbox:
     def _receive(self, size: int, deadline: float) -> bytes:
         pipe, data = self._process.stdout.fileno(), bytearray()
         while len(data) < size:
-            _wait(deadline, reading=[pipe])
+            self._wait(deadline, [pipe], [])
             part = os.read(pipe, min(size - len(data), 2**20))
             if not part:
                 raise EOFError
             data += part
         return bytes(data)
+
+    def _wait(self, deadline: float, reading: list, writing: list) -> None:
+        """Wait until a pipe is ready, taking in what is printed meanwhile; raise `TimeoutError` at the deadline."""
+        printing = [self._process.stderr.fileno()]
+        while (left := deadline - time.monotonic()) > 0:
+            readable, writable, _ = select.select(reading + printing, writing, [], left)
+            if printing and printing[0] in readable:
+                readable.remove(printing[0])
+                printing = printing if self._drain() else []
+            if readable or writable:
+                return
+        raise TimeoutError
 
 
 def _last_child(pid: int) -> int:
@@ -296,9 +313,3 @@ def _last_child(pid: int) -> int:
     except OSError:  # this system does not tell
         pass
     return pid
-
-
-def _wait(deadline: float, reading=(), writing=()) -> None:
-    left = deadline - time.monotonic()
-    if left <= 0 or not any(select.select(reading, writing, [], left)):
-        raise TimeoutError

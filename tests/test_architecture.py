@@ -31,12 +31,14 @@ MAY_IMPORT = {
     "bench": BASE | {"bandwidth", "models"},
     "claims": BASE | {"bandwidth", "models"},
     "classroom": BASE | {"course"},
+    "verify": BASE | {"evaluate", "models"},
     "course": {"errors", "formats"},
     "figures": BASE | {"evaluate", "bandwidth", "claims"},
     # Widgets are imported by notebooks only: no set holds them.
     "widgets": BASE | {"evaluate", "models", "bandwidth", "claims", "figures"},
     "cli": BASE
-    | {"inspect_file", "evaluate", "models", "compare", "bandwidth", "bench", "claims", "course", "classroom"},
+    | {"inspect_file", "evaluate", "models", "compare", "bandwidth", "bench", "claims", "course", "verify"}
+    | {"classroom"},
 }
 METHOD_LINES, MODULE_LINES = 150, 250
 

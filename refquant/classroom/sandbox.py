@@ -106,6 +106,12 @@ class Function:
         """The process in which it runs."""
         return self.sandbox.pid
 
+    def clock(self) -> float:
+        """Processor seconds that all threads of that process have used; elsewhere than on Linux, the time of day."""
+        if sys.platform == "linux":
+            return time.clock_gettime(~self.pid << 3 | 2)  # what clock_getcpuclockid(3) makes of a process
+        return time.perf_counter()
+
 
 @dataclass
 class Sandbox:

@@ -79,7 +79,7 @@ classroom.grade(matvec, "kernel.matvec")
 # - float32 everywhere: a Python float or an int64 in the inner loop halves the speed.
 #
 # **Bytes moved** counts the least, plus twice what your call held in memory beside it at its peak. **The race** is against
-# decoding everything and multiplying in NumPy, in turns with your function; the best time of each side counts.
+# decoding everything and multiplying in NumPy, in turns with your function; the least processor time of each side counts.
 #
 # Beside NumPy and the standard library, Numba is allowed here.
 

@@ -12,7 +12,8 @@
     decode        what one block decodes to
     dequantize    every block format
     matmul_blocks, matmul_k    every block format
-    matmul_int8   the k-quants with activations of 8 bits
+    activations   rounded to 8 bits
+    matmul_int8, matmul_int8_blocks, matmul_int8_grids    products with those
     int_grids     quantize, dequantize, matmul of the uniform grids
     gptq          its column loop
 
@@ -25,6 +26,8 @@ from refquant_kernels.cpu import (
     int_grids,
     matmul_blocks,
     matmul_int8,
+    matmul_int8_blocks,
+    matmul_int8_grids,
     quantize_iq,
     quantize_k,
     quantize_legacy,
@@ -37,6 +40,8 @@ __all__ = [
     "int_grids",
     "matmul_blocks",
     "matmul_int8",
+    "matmul_int8_blocks",
+    "matmul_int8_grids",
     "quantize_iq",
     "quantize_k",
     "quantize_legacy",

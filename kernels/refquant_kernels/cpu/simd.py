@@ -16,7 +16,7 @@ loop variable runs over the weights, so all state stays in registers: that is th
 The types are LLVM's own `<16 x float>`. LLVM cuts them to the machine's registers: one on AVX-512, two on AVX2, four on
 SSE and NEON. No instruction set is named.
 
-Operators: + - * / and comparisons; & | ~ << >> (arithmetic) on `I`, & | ~ on `M`; `abs`. A plain number beside a vector
+Operators: + - * / and comparisons; & | ^ << >> (arithmetic) on `I`, & | ~ on `M`; `abs`. A plain number beside a vector
 is put in every lane, rounded to float32 first.
 """
 
@@ -118,6 +118,7 @@ for _op, _name in ((operator.add, "add"), (operator.sub, "sub"), (operator.mul, 
 _binary(operator.truediv, "F", lambda builder, kind, a, b: builder.fdiv(a, b))
 _binary(operator.and_, "IM", lambda builder, kind, a, b: builder.and_(a, b))
 _binary(operator.or_, "IM", lambda builder, kind, a, b: builder.or_(a, b))
+_binary(operator.xor, "I", lambda builder, kind, a, b: builder.xor(a, b))
 _binary(operator.lshift, "I", lambda builder, kind, a, b: builder.shl(a, b))
 _binary(operator.rshift, "I", lambda builder, kind, a, b: builder.ashr(a, b))
 for _op, _symbol in (

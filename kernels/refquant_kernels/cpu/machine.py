@@ -25,10 +25,10 @@ def features() -> frozenset:
 
 
 def _sum_lanes(context, builder, sig, a):
-    half = LANES // 2
+    half, add = LANES // 2, builder.fadd if sig.return_type == types.float32 else builder.add
     while half:  # the upper half onto the lower, and so on
         mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [(i + half) % LANES for i in range(LANES)])
-        a, half = builder.fadd(a, builder.shuffle_vector(a, a, mask)), half // 2
+        a, half = add(a, builder.shuffle_vector(a, a, mask)), half // 2
     return builder.extract_element(a, ir.Constant(ir.IntType(32), 0))
 
 
@@ -135,7 +135,9 @@ def _dot_bytes(context, builder, sig, total, unsigned, signed):
 
 
 dot_bytes = _function(I, [I, I, I], _dot_bytes)
-dot_bytes.__doc__ = """dot_bytes(total, a, b) -> I: to each lane, its four bytes of a, 0..128, times those of b, -127..127."""
+dot_bytes.__doc__ = (
+    """dot_bytes(total, a, b) -> I: to each lane, its four bytes of a, 0..128, times those of b, -127..127."""
+)
 
 
 def _dot_signed(context, builder, sig, total, a, b):
@@ -183,7 +185,9 @@ def _dot_scaled(context, builder, sig, total, unsigned, signed, scale):
 scaled = _function(I, [I], _scaled)
 scaled.__doc__ = """scaled(I) -> I: whole numbers of 16 bits as the scales that `dot_scaled` takes."""
 dot_scaled = _function(I, [I, I, I, I], _dot_scaled)
-dot_scaled.__doc__ = """dot_scaled(total, a, b, scale) -> I: total + scale * (four bytes of a, 0..64, times those of b)."""
+dot_scaled.__doc__ = (
+    """dot_scaled(total, a, b, scale) -> I: total + scale * (four bytes of a, 0..64, times those of b)."""
+)
 
 
 def _times(context, builder, sig, a, b):
@@ -247,7 +251,9 @@ def _load_quarters(context, builder, sig, array, first, second):
 
 
 load_quarters = _function(I, [None, types.intp, types.intp], _load_quarters)
-load_quarters.__doc__ = """load_quarters(bytes, i, j) -> I: 16 bytes from i in lanes 0..3 and 4..7, from j in 8..11, 12..15."""
+load_quarters.__doc__ = (
+    """load_quarters(bytes, i, j) -> I: 16 bytes from i in lanes 0..3 and 4..7, from j in 8..11, 12..15."""
+)
 
 
 def _load_two(sizes):
@@ -255,19 +261,18 @@ def _load_two(sizes):
 
     def build(context, builder, sig, array, *indices):
         data = context.make_array(sig.args[0])(context, builder, array).data
-        whole = None
+        whole, at = None, 0
         for index, size in zip(indices, sizes, strict=True):
             kind = ir.VectorType(ir.IntType(32), size // 4)
             part = builder.load(builder.bitcast(builder.gep(data, [index]), kind.as_pointer()))
             part.align = 1
-            at = 0 if whole is None else filled
             lanes = ir.VectorType(ir.IntType(32), LANES)
             zero = ir.Constant(kind, [0] * (size // 4))
             order = [lane - at if at <= lane < at + size // 4 else size // 4 for lane in range(LANES)]
             part = builder.shuffle_vector(part, zero, ir.Constant(lanes, order))
             keep = [lane + LANES * (lane >= at) for lane in range(LANES)]
             whole = part if whole is None else builder.shuffle_vector(whole, part, ir.Constant(lanes, keep))
-            filled = at + size // 4
+            at += size // 4
         return whole
 
     return _function(I, [None] + [types.intp] * len(sizes), build)
@@ -284,9 +289,7 @@ def _add_bit(bit):
 
     def build(context, builder, sig, value, first, second):
         wide = ir.IntType(64)
-        both = builder.or_(
-            builder.zext(first, wide), builder.shl(builder.zext(second, wide), ir.Constant(wide, 32))
-        )
+        both = builder.or_(builder.zext(first, wide), builder.shl(builder.zext(second, wide), ir.Constant(wide, 32)))
         mask = builder.bitcast(both, ir.VectorType(ir.IntType(1), 64))
         bytes_ = ir.VectorType(ir.IntType(8), 64)
         more = builder.select(mask, ir.Constant(bytes_, [1 << bit] * 64), ir.Constant(bytes_, [0] * 64))
@@ -296,7 +299,9 @@ def _add_bit(bit):
 
 
 add_bit_4 = _add_bit(4)
-add_bit_4.__doc__ = """add_bit_4(codes, a, b) -> I: 16 more in byte i where bit i is set, of a for bytes 0..31, of b for the rest."""
+add_bit_4.__doc__ = (
+    """add_bit_4(codes, a, b) -> I: 16 more in byte i where bit i is set, of a for bytes 0..31, of b for the rest."""
+)
 
 
 def _look_up_bytes(context, builder, sig, table, index):
@@ -320,7 +325,10 @@ def _look_up_bytes(context, builder, sig, table, index):
 
 
 look_up_bytes = _function(I, [I, I], _look_up_bytes)
-look_up_bytes.__doc__ = """look_up_bytes(table, codes) -> I: each byte, 0..15, replaced by that of the table, sixteen bytes four times over."""
+look_up_bytes.__doc__ = """look_up_bytes(table, codes) -> I: for each byte, 0..15, that entry of a table.
+
+The table has sixteen bytes, four times over.
+"""
 
 
 def _bytes_above(limit):
@@ -366,6 +374,8 @@ def _bytes_of(context, builder, sig, *words):
 bytes_of = _function(I, [types.uint32] * 4, _bytes_of)
 bytes_of.__doc__ = """bytes_of(a, b, c, d) -> I: the sixteen bytes of four words, the lowest first."""
 sum_lanes = _function(types.float32, [F], _sum_lanes)
+sum_lanes_int = _function(types.int32, [I], _sum_lanes)
+sum_lanes_int.__doc__ = """sum_lanes_int(I) -> int32, the sum of the lanes."""
 sum_lanes.__doc__ = """sum_lanes(F) -> float32, the sum of the lanes, added in pairs."""
 
 

@@ -1,7 +1,7 @@
 """matmul_int8: weights times activations of 8 bits, `ops.find_op("matmul_int8", "Q4_K")`; here the k-quants.
 
-The activations are rounded first (`activations`). The rest is exact but for float32 sums: y = sum decode(q) * decode(x).
-The rounding costs accuracy, so this is an operation of its own, never what `matmul` does.
+The activations are rounded first (`activations`). The rest is exact but for float32 sums: y = sum decode(q) *
+decode(x). The rounding costs accuracy, so this is an operation of its own, never what `matmul` does.
 
 Must move, 4096 x 4096 weights of Q4_K: 9,437,184 bytes: at 18 GB/s 0.52 ms. Must do, a block of 256: 6 operations for
 the codes, 8 for 256 products and their scales (VNNI), 4 to bring the scales to their lanes, some 20 for the scales of

@@ -38,7 +38,7 @@ from refquant_kernels.cpu.machine import (
 )
 from refquant_kernels.cpu.matmul_int8 import AHEAD, NIBBLES, PAIRS, PIECE
 from refquant_kernels.cpu.matmul_k import factors_iq4_xs
-from refquant_kernels.cpu.simd import LANES, fma, lane_numbers, load, select, splat, splat_int, to_float
+from refquant_kernels.cpu.simd import fma, lane_numbers, load, select, splat, splat_int, to_float
 
 # ruff: noqa: D103 (codes_x and scale_x are what the comments below say, for the format x)
 

@@ -213,6 +213,14 @@ def _store_pairs(context, builder, sig, array, index, a, b):
     return context.get_dummy_value()
 
 
+def _store_float_pairs(context, builder, sig, array, index, a, b):
+    order = [i for lane in range(LANES) for i in (lane, lane + LANES)]
+    value = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), 2 * LANES), order))
+    pointer = builder.gep(context.make_array(sig.args[0])(context, builder, array).data, [index])
+    builder.store(value, builder.bitcast(pointer, value.type.as_pointer())).align = 4
+    return context.get_dummy_value()
+
+
 def _kind_of(array, *_):
     return F if array.dtype == types.float32 else I
 
@@ -233,6 +241,8 @@ store = _function(types.void, [None, types.intp, None], _store)
 store.__doc__ = """store(array, i, value): to elements i .. i + 15; of I in an array of bytes or int16 the low bits."""
 store_pairs = _function(types.void, [None, types.intp, I, I], _store_pairs)
 store_pairs.__doc__ = """store_pairs(bytes, i, a, b): from byte i on a[0], b[0], a[1], b[1], ..., low bytes of I."""
+store_float_pairs = _function(types.void, [None, types.intp, F, F], _store_float_pairs)
+store_float_pairs.__doc__ = """store_float_pairs(array, i, a, b): from element i on a[0], b[0], a[1], b[1], ..."""
 select = _function(
     lambda mask, a, b: a if isinstance(a, Lanes) else b,
     [M, None, None],

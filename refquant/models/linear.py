@@ -27,14 +27,16 @@ class QuantLinear(nn.Module):
         self.out_features, self.in_features = quantized.shape
         self.register_buffer("bias", None if bias is None else bias.detach())
         self.register_buffer("_dense", None, persistent=False)
+        self._multiply = None  # made when first used
         self.backend = "numpy" if backend == "dense" and not ops.weight_only(quantized.format) else backend
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map x [..., in] to [..., out], in x's dtype."""
         if self.backend == "dense":
             return nn.functional.linear(x, self.dense(x), self.bias)
-        y = ops.matmul(x.detach().float().cpu().numpy(), self.quantized, backend=self.backend)
-        y = torch.from_numpy(y).to(x)
+        if self._multiply is None:
+            self._multiply = ops.multiplier(self.quantized, self.backend)
+        y = torch.from_numpy(self._multiply(x.detach().float().cpu().numpy())).to(x)
         return y if self.bias is None else y + self.bias
 
     def dense(self, like: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from refquant import ops
 from refquant.codebooks import NF4
 from refquant.grids import as_grid
 from refquant.quantized import Quantized
-from refquant_kernels.cpu.compile import aligned, in_pieces, inlined, kernel
+from refquant_kernels.cpu.compile import PRODUCT, aligned, in_pieces, inlined, kernel
 from refquant_kernels.cpu.int_grids import FEW, PANEL, PIECE, group_ranges, out_of_order
 from refquant_kernels.cpu.machine import pick, prefetch, sum_lanes
 from refquant_kernels.cpu.simd import (
@@ -160,30 +160,42 @@ def dequantize_nf4(q):
     return out[: q.shape[0] * q.shape[1]].reshape(q.shape)
 
 
+def prepare_nf4(q):
+    """Return matmul as a function of x [..., k] alone: float32 [..., n]."""
+    n, k = q.shape
+    data, scales, block, table = nf4_parts(q)
+
+    def multiply(x):
+        tokens = np.ascontiguousarray(x, np.float32).reshape(-1, k)
+        out = np.empty((len(tokens), n), np.float32)
+        if k % block:
+            np.matmul(tokens, dequantize_nf4(q).T, out=out)
+        elif 0 < len(tokens) <= FEW:
+            ordered = aligned(out_of_order(tokens, 4))
+            in_pieces(lambda a, b: nf4_rows(ordered, data, scales, block, table, a, b, out), n, max(1, PRODUCT // k))
+        elif len(tokens):
+
+            def decode(first, last, panel):
+                start, flat = first * k // block, panel.reshape(-1)
+
+                def run(a, b):
+                    nf4_decode(data, scales, block, table, start + a, start + b, flat[a * block :])
+
+                in_pieces(run, (last - first) * k // block, max(1, PIECE // block))
+
+            panels(tokens, n, decode, out)
+        return out.reshape(*np.shape(x)[:-1], n)
+
+    return multiply
+
+
 @ops.fast_path("matmul", "nf4", backend="numba")
 def matmul_nf4(x, q):
     """X [..., k] -> float32 [..., n]."""
-    n, k = q.shape
-    data, scales, block, table = nf4_parts(q)
-    tokens = np.ascontiguousarray(x, np.float32).reshape(-1, k)
-    out = np.empty((len(tokens), n), np.float32)
-    if k % block:
-        np.matmul(tokens, dequantize_nf4(q).T, out=out)
-    elif 0 < len(tokens) <= FEW:
-        ordered = aligned(out_of_order(tokens, 4))
-        in_pieces(lambda a, b: nf4_rows(ordered, data, scales, block, table, a, b, out), n, max(1, PIECE // k))
-    elif len(tokens):
+    return prepare_nf4(q)(x)
 
-        def decode(first, last, panel):
-            start, flat = first * k // block, panel.reshape(-1)
 
-            def run(a, b):
-                nf4_decode(data, scales, block, table, start + a, start + b, flat[a * block :])
-
-            in_pieces(run, (last - first) * k // block, max(1, PIECE // block))
-
-        panels(tokens, n, decode, out)
-    return out.reshape(*x.shape[:-1], n)
+ops.find_op("matmul", "nf4").prepare["numba"] = prepare_nf4
 
 
 # ---- FP8
@@ -302,24 +314,40 @@ def dequantize_fp8(q):
     return out
 
 
-@ops.fast_path("matmul", "fp8", backend="numba")
-def matmul_fp8(x, q):
-    """X [..., k] -> float32 [..., n], with x as it is (weight-only)."""
+def prepare_fp8(q):
+    """Return matmul, with x as it is (weight-only), as a function of x [..., k] alone: float32 [..., n]."""
     data, scales, shared, size, layout = fp8_parts(q)
     n, k = q.shape
-    least, tokens = max(1, PIECE // k), aligned(np.asarray(x).reshape(-1, k))
-    out = np.empty((len(tokens), n), np.float32)
-    if 0 < len(tokens) <= FEW and k % LANES == 0:
-        in_pieces(lambda a, b: fp8_rows(tokens, data, scales, shared, size, *layout, a, b, out), n, least)
-    elif len(tokens):
 
-        def decode(first, last, panel):
-            flat = panel.reshape(-1)
+    def multiply(x):
+        tokens = aligned(np.asarray(x).reshape(-1, k))
+        out = np.empty((len(tokens), n), np.float32)
+        if 0 < len(tokens) <= FEW and k % LANES == 0:
 
-            def run(a, b):
-                fp8_decode(data, scales, shared, k, size, *layout, first + a, first + b, flat[a * k :])
+            def rows(first, last):
+                fp8_rows(tokens, data, scales, shared, size, *layout, first, last, out)
 
-            in_pieces(run, last - first, least)
+            in_pieces(rows, n, max(1, PRODUCT // k))
+        elif len(tokens):
 
-        panels(tokens, n, decode, out)
-    return out.reshape(*x.shape[:-1], n)
+            def decode(first, last, panel):
+                flat = panel.reshape(-1)
+
+                def run(a, b):
+                    fp8_decode(data, scales, shared, k, size, *layout, first + a, first + b, flat[a * k :])
+
+                in_pieces(run, last - first, max(1, PIECE // k))
+
+            panels(tokens, n, decode, out)
+        return out.reshape(*np.shape(x)[:-1], n)
+
+    return multiply
+
+
+@ops.fast_path("matmul", "fp8", backend="numba")
+def matmul_fp8(x, q):
+    """X [..., k] -> float32 [..., n]."""
+    return prepare_fp8(q)(x)
+
+
+ops.find_op("matmul", "fp8").prepare["numba"] = prepare_fp8

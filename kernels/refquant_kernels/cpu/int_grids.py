@@ -19,7 +19,7 @@ from refquant.errors import BadInput
 from refquant.formats.bits import pack_bits, packed_bytes
 from refquant.grids import as_grid
 from refquant.quantized import Quantized
-from refquant_kernels.cpu.compile import aligned, helper, in_pieces, inlined, kernel, specialized
+from refquant_kernels.cpu.compile import PRODUCT, aligned, helper, in_pieces, inlined, kernel, specialized
 from refquant_kernels.cpu.decode import four_bits, half, two_bits
 from refquant_kernels.cpu.lanes import MAGIC
 from refquant_kernels.cpu.machine import float_of_bits, prefetch, sum_lanes, word_at
@@ -36,7 +36,7 @@ from refquant_kernels.cpu.simd import (
 )
 
 FEW = 4  # tokens up to which rows are decoded in registers
-PIECE = 1 << 16  # weights that are worth handing to another thread
+PIECE = 1 << 16  # weights to convert that are worth handing to another thread
 PANEL = 1 << 19  # weights decoded for one call of BLAS: 2 MB
 AHEAD = 4096  # bytes
 FAR = np.float32(1024)  # in steps; any weight farther from zero gets the first or last code
@@ -271,33 +271,47 @@ def out_of_order(x, bits):
     """Columns of x [m, k] as sixteen bytes of codes give them: all first codes of the bytes, then all second ones."""
     m, k = x.shape
     planes = 8 // bits
-    return x.reshape(m, -1, LANES, planes).swapaxes(2, 3).reshape(m, k)
+    return x.reshape(m, k // (LANES * planes), LANES, planes).swapaxes(2, 3).reshape(m, k)
+
+
+def prepare(q):
+    """Return matmul as a function of x [..., k] alone: float32 [..., n]."""
+    codes, scales, width, zeros, g_idx, size, bits = as_stored(q)
+    n, k = q.shape
+    step, groups = LANES * 8 // bits if bits in (2, 4, 8) else 0, -(-k // size)
+    in_registers = step and size % step == 0 and k % size == 0 and not g_idx.size
+    dot = DOT_ROWS.get(bits)
+
+    def multiply(x):
+        tokens = np.ascontiguousarray(x, np.float32).reshape(-1, k)
+        m = len(tokens)
+        out = np.empty((m, n), np.float32)
+        if in_registers and 0 < m <= FEW:
+            ordered, sums = aligned(out_of_order(tokens, bits)), tokens.reshape(m, groups, size).sum(axis=2)
+            in_pieces(
+                lambda a, b: dot(ordered, sums, codes, scales, width, zeros, size, a, b, out), n, max(1, PRODUCT // k)
+            )
+        elif m:
+            rows = max(1, PANEL // k)
+            panel = np.empty((min(rows, n), k), np.float32)
+            flat = panel.reshape(-1)
+            for first in range(0, n, rows):
+                count = min(rows, n - first)
+
+                def decode(a, b, first=first):
+                    decode_rows(codes, scales, width, zeros, g_idx, k, size, bits, first + a, first + b, flat, first)
+
+                in_pieces(decode, count, max(1, PIECE // k))
+                np.matmul(tokens, panel[:count].T, out=out[:, first : first + count])
+        return out.reshape(*np.shape(x)[:-1], n)
+
+    return multiply
 
 
 @ops.fast_path("matmul", "int", backend="numba")
 def matmul(x, q):
     """X [..., k] -> float32 [..., n]."""
-    codes, scales, width, zeros, g_idx, size, bits = as_stored(q)
-    n, k = q.shape
-    tokens = np.ascontiguousarray(x, np.float32).reshape(-1, k)
-    out = np.empty((len(tokens), n), np.float32)
-    least = max(1, PIECE // k)
-    step = LANES * 8 // bits if bits in (2, 4, 8) else 0
-    if step and size % step == 0 and k % size == 0 and not g_idx.size and 0 < len(tokens) <= FEW:
-        ordered = aligned(out_of_order(tokens, bits))
-        sums = tokens.reshape(len(tokens), -1, size).sum(axis=2)
-        dot = DOT_ROWS[bits]
-        in_pieces(lambda a, b: dot(ordered, sums, codes, scales, width, zeros, size, a, b, out), n, least)
-    elif len(tokens):
-        rows = max(1, PANEL // k)
-        panel = np.empty((min(rows, n), k), np.float32)
-        flat = panel.reshape(-1)
-        for first in range(0, n, rows):
-            count = min(rows, n - first)
+    return prepare(q)(x)
 
-            def decode(a, b, first=first):
-                decode_rows(codes, scales, width, zeros, g_idx, k, size, bits, first + a, first + b, flat, first)
 
-            in_pieces(decode, count, least)
-            np.matmul(tokens, panel[:count].T, out=out[:, first : first + count])
-    return out.reshape(*x.shape[:-1], n)
+ops.find_op("matmul", "int").prepare["numba"] = prepare

@@ -15,7 +15,7 @@ from refquant.grids import as_grid
 from refquant.methods import llm_int8
 from refquant.quantized import Quantized
 from refquant_kernels.cpu.codebooks import peaks
-from refquant_kernels.cpu.compile import in_pieces, kernel
+from refquant_kernels.cpu.compile import PRODUCT, in_pieces, kernel
 from refquant_kernels.cpu.int_grids import PIECE
 from refquant_kernels.cpu.lanes import MAGIC, from_float16, to_float16
 from refquant_kernels.cpu.machine import SIGNED_EXCESS, dot_signed, load_words, prefetch, sum_lanes_int
@@ -82,7 +82,7 @@ def int32_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     codes, flat = np.ascontiguousarray(wide).view(np.uint8), np.ascontiguousarray(b).view(np.uint8).reshape(-1)
     out = np.empty((m, n), np.int32)
     in_pieces(
-        lambda first, last: int8_rows(codes, sums, flat, k, first, last, out), n, max(1, PIECE // (k * max(m, 1)))
+        lambda first, last: int8_rows(codes, sums, flat, k, first, last, out), n, max(1, PRODUCT // (k * max(m, 1)))
     )
     return out
 

@@ -22,7 +22,7 @@ from refquant import ops
 from refquant.grids import as_grid
 from refquant.quantized import find_format
 from refquant_kernels.cpu.activations import round_q8_0, round_q8_k
-from refquant_kernels.cpu.compile import in_pieces, inlined, specialized
+from refquant_kernels.cpu.compile import PRODUCT, in_pieces, inlined, specialized
 from refquant_kernels.cpu.decode import half
 from refquant_kernels.cpu.machine import (
     arrange,
@@ -49,7 +49,6 @@ from refquant_kernels.cpu.simd import (
 # ruff: noqa: D103 (codes_x and scales_x are what the comment below says, for the format x)
 
 AHEAD = 4096  # bytes
-PIECE = 1 << 16  # weights that are worth handing to another thread
 NIBBLES, PAIRS = 0x0F0F_0F0F, 0x0303_0303  # masks: so many bits of each byte
 
 
@@ -228,7 +227,7 @@ def _register(name):
         out = np.empty((m, n), np.float32)
         data = np.ascontiguousarray(q.arrays["blocks"]).reshape(-1)
         tables = ordered, scale_x, sums.reshape(m, k // 16)
-        in_pieces(lambda a, b: kernel(*tables, data, k // 256, a, b, out), n, max(1, PIECE // k))
+        in_pieces(lambda a, b: kernel(*tables, data, k // 256, a, b, out), n, max(1, PRODUCT // k))
         return out.reshape(*x.shape[:-1], n)
 
 

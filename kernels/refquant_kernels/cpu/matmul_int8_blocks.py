@@ -14,7 +14,7 @@ import numpy as np
 from refquant import ops
 from refquant.codebooks import E2M1_DOUBLED, IQ4_VALUES
 from refquant_kernels.cpu.activations import round_q8_0, round_q8_k
-from refquant_kernels.cpu.compile import in_pieces, inlined, specialized
+from refquant_kernels.cpu.compile import PRODUCT, in_pieces, inlined, specialized
 from refquant_kernels.cpu.decode import half, head_mxfp4
 from refquant_kernels.cpu.machine import (
     SIGNED_EXCESS,
@@ -36,7 +36,7 @@ from refquant_kernels.cpu.machine import (
     triple_bytes,
     word_at,
 )
-from refquant_kernels.cpu.matmul_int8 import AHEAD, NIBBLES, PAIRS, PIECE
+from refquant_kernels.cpu.matmul_int8 import AHEAD, NIBBLES, PAIRS
 from refquant_kernels.cpu.matmul_k import factors_iq4_xs
 from refquant_kernels.cpu.simd import fma, lane_numbers, load, select, splat, splat_int, to_float
 
@@ -170,7 +170,7 @@ def _register_32(name):
         tables = ordered.view(np.uint8), starting_sums(ordered, excess), padded(np.repeat(scale_x, 8, axis=1), 16), sums
         out = np.empty((m, n), np.float32)
         data = np.ascontiguousarray(q.arrays["blocks"]).reshape(-1)
-        in_pieces(lambda a, b: kernel(*tables, data, k // 32, a, b, out), n, max(1, PIECE // k))
+        in_pieces(lambda a, b: kernel(*tables, data, k // 32, a, b, out), n, max(1, PRODUCT // k))
         return out.reshape(*x.shape[:-1], n)
 
 
@@ -286,7 +286,7 @@ def _register_256(name):
         tables = ordered.view(np.uint8), starts, scale_x
         out = np.empty((m, n), np.float32)
         data = np.ascontiguousarray(q.arrays["blocks"]).reshape(-1)
-        in_pieces(lambda a, b: kernel(*tables, data, k // 256, a, b, out), n, max(1, PIECE // k))
+        in_pieces(lambda a, b: kernel(*tables, data, k // 256, a, b, out), n, max(1, PRODUCT // k))
         return out.reshape(*x.shape[:-1], n)
 
 

@@ -17,7 +17,7 @@ from refquant import ops
 from refquant.errors import BadInput
 from refquant.grids import as_grid
 from refquant_kernels.cpu.activations import round_q8_0
-from refquant_kernels.cpu.compile import in_pieces, specialized
+from refquant_kernels.cpu.compile import PRODUCT, in_pieces, specialized
 from refquant_kernels.cpu.int_grids import as_stored, scale_at, zero_at
 from refquant_kernels.cpu.machine import (
     SIGNED_EXCESS,
@@ -28,7 +28,7 @@ from refquant_kernels.cpu.machine import (
     prefetch,
     sum_lanes,
 )
-from refquant_kernels.cpu.matmul_int8 import AHEAD, NIBBLES, PIECE, in_halves, run_length
+from refquant_kernels.cpu.matmul_int8 import AHEAD, NIBBLES, in_halves, run_length
 from refquant_kernels.cpu.simd import fma, splat, splat_int, to_float
 
 BITS, RUN = None, None  # given by `specialized`
@@ -101,5 +101,5 @@ def matmul(x, q):
     def piece(first, last):
         kernel(ordered, scale_x, sums, data, scales, width, zeros, size // run, first, last, out)
 
-    in_pieces(piece, n, max(1, PIECE // k))
+    in_pieces(piece, n, max(1, PRODUCT // k))
     return out.reshape(*x.shape[:-1], n)

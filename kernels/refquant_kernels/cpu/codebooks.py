@@ -171,7 +171,7 @@ def prepare_nf4(q):
         if k % block:
             np.matmul(tokens, dequantize_nf4(q).T, out=out)
         elif 0 < len(tokens) <= FEW:
-            ordered = aligned(out_of_order(tokens, 4))
+            ordered = aligned(out_of_order(tokens, 2))
             in_pieces(lambda a, b: nf4_rows(ordered, data, scales, block, table, a, b, out), n, max(1, PRODUCT // k))
         elif len(tokens):
 

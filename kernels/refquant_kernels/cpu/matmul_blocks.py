@@ -20,7 +20,7 @@ from refquant_kernels.cpu.compile import PRODUCT, aligned, in_pieces, specialize
 from refquant_kernels.cpu.decode import DECODERS
 from refquant_kernels.cpu.dequantize import KERNELS
 from refquant_kernels.cpu.machine import prefetch, sum_lanes
-from refquant_kernels.cpu.matmul_k import ROWS
+from refquant_kernels.cpu.matmul_k import ROWS, arranged
 from refquant_kernels.cpu.simd import LANES, fma, load, splat
 
 FEW = 4  # tokens up to which each row is decoded in registers for all of them
@@ -71,9 +71,9 @@ def _register(name):
             if k % block:  # F16 and BF16 of a ragged width
                 np.matmul(tokens, ops.dequantize(q, backend="numba").T, out=out)
             elif 0 < m <= FEW:
-                sums = tokens.reshape(m, k // LANES, LANES).sum(axis=2) if name in ROWS else tokens
+                given, sums = arranged(tokens, name) if name in ROWS else (tokens, tokens)
                 in_pieces(
-                    lambda first, last: kernel(tokens, sums, data, k // block, first, last, out),
+                    lambda first, last: kernel(given, sums, data, k // block, first, last, out),
                     n,
                     max(1, PRODUCT // k),
                 )

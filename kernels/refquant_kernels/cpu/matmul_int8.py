@@ -176,10 +176,10 @@ def _rows(x, scale_x, sums, blocks, per_row, first, last, out):
 
 
 # The order of a block's weights in the four vectors, by 32
-TURNS = [0, 4, 1, 5, 2, 6, 3, 7]  # Q2_K, Q3_K
-PLANES = [0, 2, 1, 3, 4, 6, 5, 7]  # Q4_K, Q5_K
-IN_ORDER = [*range(8)]
-SIX = [0, 1, 2, 3, 8, 9, 10, 11]  # the lane of each scale of `scales_six_bits`
+TURNS = (0, 4, 1, 5, 2, 6, 3, 7)  # Q2_K, Q3_K
+PLANES = (0, 2, 1, 3, 4, 6, 5, 7)  # Q4_K, Q5_K
+IN_ORDER = tuple(range(8))
+SIX = (0, 1, 2, 3, 8, 9, 10, 11)  # the lane of each scale of `scales_six_bits`
 PARTS = {
     "Q2_K": (84, codes_q2_k, scales_q2_k, 80, 82, 0, TURNS),
     "Q3_K": (110, codes_q3_k, scales_q3_k, 108, 0, 2, TURNS),
@@ -189,18 +189,31 @@ PARTS = {
 }
 
 
-def _places(order, six):
-    """Return four functions: the scales that belong to the lanes of each vector; a lane holds four weights."""
-    lanes = []
-    for run in order:  # 32 weights, eight lanes
-        lanes += [SIX[run]] * 8 if six else [2 * run] * 4 + [2 * run + 1] * 4
-    return [arrange(lanes[i : i + LANES]) for i in range(0, 4 * LANES, LANES)]
+def order_of(order) -> np.ndarray:
+    """Weights of a block in the order of the four vectors' bytes: int [256]."""
+    if order == "IQ4_XS":  # sixteen low halves of a sub-block, of the next one, then the high ones
+        return np.arange(256).reshape(4, 2, 2, 16).swapaxes(1, 2).reshape(-1)
+    return (32 * np.array(order)[:, None] + np.arange(32)).reshape(-1)
+
+
+def places(name: str, order) -> dict:
+    """Functions `place_0` .. `place_3`: the scales that belong to the lanes, of four weights, of each vector."""
+    sub_blocks = order_of(order).reshape(-1, 4)[:, 0] // 16
+    lanes = [SIX[i // 2] for i in sub_blocks] if name in ("Q4_K", "Q5_K") else list(sub_blocks)
+    return {f"place_{i}": arrange([int(lane) for lane in lanes[LANES * i : LANES * (i + 1)]]) for i in range(4)}
+
+
+def sums_in_lanes(sums: np.ndarray, name: str) -> np.ndarray:
+    """Sums of sixteen activations [m, blocks, 16], each in the lane of what it is multiplied by."""
+    if name not in ("Q4_K", "Q5_K"):
+        return sums
+    by_32, lanes = sums[..., ::2] + sums[..., 1::2], np.zeros_like(sums)  # lanes that hold scales get 0
+    lanes[..., 4:8], lanes[..., 12:16] = by_32[..., :4], by_32[..., 4:]
+    return lanes
 
 
 def _register(name):
     size, its_codes, its_scales, its_d, its_min, its_excess, order = PARTS[name]
-    six = its_scales is scales_six_bits
-    place = _places(order, six)
     kernel = specialized(
         _rows,
         f"matmul_int8_{name.lower()}",
@@ -210,7 +223,7 @@ def _register(name):
         d_at=its_d,
         min_at=its_min,
         excess=its_excess,
-        **{f"place_{i}": place[i] for i in range(4)},
+        **places(name, order),
     )
 
     @ops.fast_path("matmul_int8", name, backend="numba")
@@ -219,11 +232,8 @@ def _register(name):
         n, k = q.shape
         codes, scale_x = round_q8_k(np.asarray(x, np.float32).reshape(-1, k))
         m = len(codes)
-        sums = codes.reshape(m, k // 256, 16, 16).sum(axis=3, dtype=np.int32)
-        if six:  # to the lanes of the minima; those of the scales get 0
-            by_32, sums = sums[..., ::2] + sums[..., 1::2], np.zeros_like(sums)
-            sums[..., 4:8], sums[..., 12:16] = by_32[..., :4], by_32[..., 4:]
-        ordered = np.ascontiguousarray(codes.reshape(m, k // 256, 8, 32)[:, :, order]).reshape(m, k).view(np.uint8)
+        sums = sums_in_lanes(codes.reshape(m, k // 256, 16, 16).sum(axis=3, dtype=np.int32), name)
+        ordered = np.take(codes, order_of(order), axis=2).reshape(m, k).view(np.uint8)
         out = np.empty((m, n), np.float32)
         data = np.ascontiguousarray(q.arrays["blocks"]).reshape(-1)
         tables = ordered, scale_x, sums.reshape(m, k // 16)

@@ -21,7 +21,6 @@ from refquant_kernels.cpu.machine import (
     above_85,
     above_170,
     add_bit_4,
-    arrange,
     dot_bytes,
     dot_signed,
     in_two,
@@ -29,15 +28,14 @@ from refquant_kernels.cpu.machine import (
     load_quarters,
     load_two,
     load_words,
-    load_words_twice,
     look_up_bytes,
     prefetch,
     sum_lanes,
     triple_bytes,
     word_at,
 )
-from refquant_kernels.cpu.matmul_int8 import AHEAD, NIBBLES, PAIRS
-from refquant_kernels.cpu.matmul_k import factors_iq4_xs
+from refquant_kernels.cpu.matmul_int8 import AHEAD, NIBBLES, PAIRS, order_of, places
+from refquant_kernels.cpu.matmul_k import codes_iq4_xs, scales_iq4_xs
 from refquant_kernels.cpu.simd import fma, lane_numbers, load, select, splat, splat_int, to_float
 
 # ruff: noqa: D103 (codes_x and scale_x are what the comments below say, for the format x)
@@ -177,27 +175,19 @@ def _register_32(name):
 # ---- blocks of 256. whole(blocks, at, tokens, column, starts, i): products of a block, times its scales but d
 
 
-place_0, place_1, place_2, place_3 = (arrange(np.tile(np.repeat([4 * i, 4 * i + 2], 4), 2)) for i in range(4))
+place_0, place_1, place_2, place_3 = places("IQ4_XS", "IQ4_XS").values()
 
 
 @inlined
 def whole_iq4_xs(blocks, at, tokens, column, starts, i):
-    scale, _ = factors_iq4_xs(blocks, at)  # of every sixteen weights, d included
-    table, total = load(IQ4_TABLE, 0), splat(0.0)
-    v = look_up_bytes(table, in_halves_of_four(load_words_twice(blocks, at + 8)))
-    total = to_float(dot_signed(load(starts, i), v, load_words(tokens, column))) * place_0(scale)
-    v = look_up_bytes(table, in_halves_of_four(load_words_twice(blocks, at + 40)))
-    total = fma(to_float(dot_signed(load(starts, i + 16), v, load_words(tokens, column + 64))), place_1(scale), total)
-    v = look_up_bytes(table, in_halves_of_four(load_words_twice(blocks, at + 72)))
-    total = fma(to_float(dot_signed(load(starts, i + 32), v, load_words(tokens, column + 128))), place_2(scale), total)
-    v = look_up_bytes(table, in_halves_of_four(load_words_twice(blocks, at + 104)))
-    return fma(to_float(dot_signed(load(starts, i + 48), v, load_words(tokens, column + 192))), place_3(scale), total)
-
-
-@inlined
-def in_halves_of_four(data):
-    """Low halves of bytes in lanes 0..7, high ones in lanes 8..15, whose data are the same again."""
-    return (data >> select(lane_numbers() < 8, splat_int(0), splat_int(4))) & NIBBLES
+    scale, table, (a, b, c, d) = to_float(scales_iq4_xs(blocks, at)[0]), load(IQ4_TABLE, 0), codes_iq4_xs(blocks, at)
+    a = dot_signed(load(starts, i), look_up_bytes(table, a), load_words(tokens, column))
+    b = dot_signed(load(starts, i + 16), look_up_bytes(table, b), load_words(tokens, column + 64))
+    c = dot_signed(load(starts, i + 32), look_up_bytes(table, c), load_words(tokens, column + 128))
+    d = dot_signed(load(starts, i + 48), look_up_bytes(table, d), load_words(tokens, column + 192))
+    total = fma(to_float(b), place_1(scale), to_float(a) * place_0(scale))
+    total = fma(to_float(d), place_3(scale), fma(to_float(c), place_2(scale), total))
+    return total * half(blocks, at)
 
 
 @inlined
@@ -243,11 +233,6 @@ def _blocks(x, starts, scale_x, blocks, per_row, first, last, out):
             out[t, r] = sum_lanes(total)
 
 
-def _order_iq4_xs():
-    """By 64: sixteen codes of a sub-block's low halves, of the next one's, then the high ones."""
-    return np.arange(256).reshape(4, 2, 2, 16).swapaxes(1, 2).reshape(-1)
-
-
 def _order_tq2_0():
     return np.arange(256).reshape(2, 4, 32).swapaxes(0, 1).reshape(-1)
 
@@ -261,7 +246,7 @@ def _order_tq1_0():
 
 
 OF_256 = {
-    "IQ4_XS": (136, whole_iq4_xs, _order_iq4_xs(), SIGNED_EXCESS, 64),
+    "IQ4_XS": (136, whole_iq4_xs, order_of("IQ4_XS"), SIGNED_EXCESS, 64),
     "TQ2_0": (66, whole_tq2_0, _order_tq2_0(), 1, 16),
     "TQ1_0": (54, whole_tq1_0, _order_tq1_0(), 1, 16),
 }

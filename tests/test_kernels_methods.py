@@ -6,6 +6,7 @@ import pytest
 from test_kernels_decode import assert_as_accurate_as_a_loop, assert_same_bits
 
 import refquant as rq
+from refquant import ops
 from refquant.errors import BackendUnavailable, BadInput
 from refquant.methods import gptq, llm_int8, obq
 from refquant.quantized import Quantized
@@ -186,3 +187,17 @@ def test_obq_on_other_grids_says_what_it_has():
     w, H = layer(2, 64)
     with pytest.raises(BackendUnavailable, match="numpy"):
         obq.quantize(w, H, "nf4", backend="numba")
+
+
+# ---- a layer's product, prepared once
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q8_0", "F16", "int4-g128", "int3-g128", "nf4", "fp8-e4m3", "llm-int8"])
+def test_a_multiplier_does_what_matmul_does(name):
+    rng = np.random.default_rng(95)
+    q = rq.quantize(rng.standard_normal((20, 256)).astype(np.float32), name)
+    for backend in ("numba", "numpy"):
+        multiply = ops.multiplier(q, backend)
+        for shape in ((256,), (1, 1, 256), (2, 9, 256), (0, 256)):
+            x = rng.standard_normal(shape).astype(np.float32)
+            np.testing.assert_array_equal(multiply(x), rq.matmul(x, q, backend=backend))

@@ -283,7 +283,7 @@ DOT_WORDS = specialized(_dot_rows, "matmul_int4_words", BITS=4, WORDS=True)
 
 
 def out_of_order(x, planes):
-    """Columns of x [m, k] as sixteen lanes of `planes` codes give them: the lanes' first codes, then the second ones."""
+    """Columns of x [m, k] as sixteen lanes of `planes` codes give them: the lanes' first codes, then their second."""
     m, k = x.shape
     return x.reshape(m, k // (LANES * planes), LANES, planes).swapaxes(2, 3).reshape(m, k)
 

@@ -364,15 +364,6 @@ in_two = _function(F, [types.float32, types.float32], _in_two)
 in_two.__doc__ = """in_two(a, b) -> F: a in lanes 0..7, b in lanes 8..15."""
 
 
-def _bytes_of(context, builder, sig, *words):
-    vector = ir.Constant(ir.VectorType(ir.IntType(32), 4), ir.Undefined)
-    for i, word in enumerate(words):
-        vector = builder.insert_element(vector, word, ir.Constant(ir.IntType(32), i))
-    return builder.zext(builder.bitcast(vector, ir.VectorType(ir.IntType(8), LANES)), _vector("I"))
-
-
-bytes_of = _function(I, [types.uint32] * 4, _bytes_of)
-bytes_of.__doc__ = """bytes_of(a, b, c, d) -> I: the sixteen bytes of four words, the lowest first."""
 sum_lanes = _function(types.float32, [F], _sum_lanes)
 sum_lanes_int = _function(types.int32, [I], _sum_lanes)
 sum_lanes_int.__doc__ = """sum_lanes_int(I) -> int32, the sum of the lanes."""

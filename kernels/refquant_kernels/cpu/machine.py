@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils, config
 
-from refquant_kernels.cpu.simd import LANES, F, I, _function, _vector
+from refquant_kernels.cpu.simd import LANES, F, I, _function
 
 
 @functools.cache

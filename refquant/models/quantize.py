@@ -45,7 +45,7 @@ def quantize(
     backend : str
         Of the `QuantLinear` layers.
     batch : int
-        Calibration windows run at a time.
+        Calibration windows run at a time. AWQ takes one: on the first batch it compares its candidates.
     options
         For the method, such as `act_order=True`.
 
@@ -71,7 +71,7 @@ def quantize(
             check_weights(walk.weight_array(layer), f"block {index} {name}")
     if entry.tokens is not None and np.ndim(calibration) == 2:
         calibration = calibration[: -(-entry.tokens // np.shape(calibration)[1])]
-    stream = Stream(model, calibration, batch) if entry.needs else None
+    stream = Stream(model, calibration, 1 if prepare else batch) if entry.needs else None
     bar = tqdm(layers, desc=f"{method} {grid.name}", unit="block", disable=not progress, leave=False)
     for index, block in enumerate(bar):
         inputs = {}

@@ -1,6 +1,6 @@
 """What `refquant bench cpu` times: each operation in each format, and the same work done by ggml, torch and NumPy."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -30,7 +30,6 @@ class Case:
     least: int
     functions: dict
     threads: int = 1
-    keep: list = field(default_factory=list)
 
     def row(self) -> dict:
         """What the result says of it besides the times."""
@@ -95,8 +94,8 @@ def stacked(name: str, megabytes: int) -> Quantized:
     return Quantized(name, (SHAPE[0] * copies, WIDTH), arrays)
 
 
-def products(operations, name: str, place: str, megabytes: int, threads: int) -> list[Case]:
-    """`matmul` and `matmul_int8` of one token with a matrix of so many megabytes, on so many threads."""
+def products(operations, name: str, place: str, megabytes: int, counts=(1,)) -> list[Case]:
+    """`matmul` and `matmul_int8` of one token with a matrix of so many megabytes, for each number of threads."""
     ops.load_backend("numba")
     family, found = find_format(name).family, []
     wanted = [o for o in operations if o in ("matmul", "matmul_int8") and "numba" in ops.find_op(o, family).fast]
@@ -107,23 +106,26 @@ def products(operations, name: str, place: str, megabytes: int, threads: int) ->
     for operation in wanted:
         op = ops.find_op(operation, family)
         functions = {"numba": lambda op=op: op(x, large, backend="numba")}
-        if name in peers.DOT and peers.ggml() is not None:
-            functions["ggml"] = peers.ggml_matvec(x, large.arrays["blocks"], name, threads)[0]
         if name == "int4-g128" and place == "cache" and peers.has_torch():  # its packing takes 4 bytes a weight
             fields = ops.unpack(large)
             numbers = (fields["codes"], fields["scales"].astype(np.float32), fields["zeros"].astype(np.float32))
             functions["torch"] = peers.torch_int4(x, *numbers, 128)
         if name == "BF16" and operation == "matmul" and peers.has_torch():
             functions["torch"] = peers.torch_mv(x, large.arrays["blocks"].view(np.int16), "bfloat16")
-        found.append(Case(operation, name, place, large.shape[0] * WIDTH, least, functions, threads, [large]))
+        for threads in counts:
+            each = dict(functions)
+            if name in peers.DOT and peers.ggml() is not None:
+                each["ggml"] = peers.ggml_matvec(x, large.arrays["blocks"], name, threads)[0]
+            found.append(Case(operation, name, place, large.shape[0] * WIDTH, least, each, threads))
     return found
 
 
-def float32_product(place: str, megabytes: int, threads: int) -> Case | None:
-    """Torch's product of float32 weights: what the unquantized model does, and the copy of it that we have, BLAS."""
+def float32_products(place: str, megabytes: int, counts=(1,)) -> list[Case]:
+    """Torch's product of float32 weights, what the unquantized model does; NumPy's BLAS stands for ours."""
     if not peers.has_torch():
-        return None
+        return []
     rows = max(1, (megabytes << 20) // (4 * WIDTH))
     w, x = np.resize(weights(), (rows, WIDTH)), np.random.default_rng(2).standard_normal(WIDTH).astype(np.float32)
     functions = {"numba": lambda: w @ x, "torch": peers.torch_mv(x, w, "float32")}
-    return Case("matmul", "F32", place, w.size, w.nbytes + 4 * WIDTH + 4 * rows, functions, threads, [w])
+    least = w.nbytes + 4 * WIDTH + 4 * rows
+    return [Case("matmul", "F32", place, w.size, least, functions, threads) for threads in counts]

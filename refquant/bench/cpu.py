@@ -82,7 +82,7 @@ def compile_one(operation: str, name: str) -> None:
     if operation in cases.METHODS:
         found = [cases.method(operation, reference=False)]
     elif operation.startswith("matmul"):
-        found = cases.products([operation], name, "cache", 1, 1)
+        found = cases.products([operation], name, "cache", 1)
     else:
         found = [cases.conversion(operation, name, reference=False)]
     for case in filter(None, found):
@@ -98,24 +98,23 @@ def compile_all(jobs: list[tuple[str, str]]) -> None:
 
 
 def plan(args) -> list:
-    """Functions that each return cases when called, so that one gigabyte is there at a time; with their threads."""
+    """Functions that each return cases when called, so that one gigabyte is there at a time."""
     operations, formats = args.operations.split(","), args.formats.split(",")
-    threads = [int(count) for count in str(args.threads).split(",")]
+    counts = [int(count) for count in str(args.threads).split(",")]
     steps = []
+    for place, megabytes in (("memory", args.memory), ("cache", args.cache)):
+        if not megabytes:
+            continue
+        for name in formats:
+            steps.append(lambda f=name, p=place, s=megabytes: cases.products(operations, f, p, s, counts))
+        if "matmul" in operations:
+            steps.append(lambda p=place, s=megabytes: cases.float32_products(p, s, counts))
     for operation in operations:
         if operation in cases.METHODS:
-            steps.append((1, lambda o=operation: [cases.method(o)]))
+            steps.append(lambda o=operation: [cases.method(o)])
         elif not operation.startswith("matmul"):
             for name in formats:
-                steps.append((1, lambda o=operation, f=name: [cases.conversion(o, f, args.reference)]))
-    for place, megabytes in (("cache", args.cache), ("memory", args.memory)):
-        for name in formats if megabytes else ():
-            for count in threads:
-                size = (place, megabytes, count)
-                steps.append((count, lambda f=name, s=size: cases.products(operations, f, *s)))
-        if megabytes and "matmul" in operations:
-            for count in threads:
-                steps.append((count, lambda s=(place, megabytes, count): [cases.float32_product(*s)]))
+                steps.append(lambda o=operation, f=name: [cases.conversion(o, f, args.reference)])
     return steps
 
 
@@ -126,14 +125,14 @@ def measure(args, on_row=lambda row: None) -> dict:
     began, rows, steps = time.perf_counter(), [], plan(args)
     compile_all([(o, f) for o in args.operations.split(",") for f in args.formats.split(",") if o not in cases.METHODS])
     left_out = 0
-    for threads, make in steps:
+    for make in steps:
         if args.seconds and time.perf_counter() - began > args.seconds:
             left_out += 1
             continue
-        with on_threads(threads):
-            for case in filter(None, make()):
+        for case in filter(None, make()):
+            with on_threads(case.threads):
                 rows.append(case.row() | interleave(case.functions, args.runs))
-                on_row(rows[-1])
+            on_row(rows[-1])
     counts = sorted({row["threads"] for row in rows} | {1})
     machine = {"processor": processor(), "features": features(), "cores": cpu_count()}
     machine["read_bandwidth"] = {str(count): read_bandwidth(count) for count in counts}

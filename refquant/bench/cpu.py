@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from refquant.bench import cases, peers, report
+from refquant.bench import cases, gpu_report, peers, report
 from refquant.errors import BadInput
 
 
@@ -173,7 +173,10 @@ def run(args: argparse.Namespace) -> int:
         result = measure(args, on_row=lambda row: print(report.line(report.cells(row)), flush=True))
     if result["left_out"]:
         print(f"no time for {result['left_out']} of the measurements (--seconds)")
-    for path, text in ((args.json, json.dumps(result, indent=1) + "\n"), (args.markdown, report.markdown(result))):
+    table = report.markdown(result)
+    if args.markdown and Path(args.markdown).exists():  # what was measured on a GPU stays
+        table = "\n".join(filter(None, (table, gpu_report.gpu_part(Path(args.markdown).read_text(encoding="utf-8")))))
+    for path, text in ((args.json, json.dumps(result, indent=1) + "\n"), (args.markdown, table)):
         if path:
             part = Path(f"{path}.part")
             part.write_text(text, encoding="utf-8")

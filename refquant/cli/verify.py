@@ -1,4 +1,4 @@
-"""`refquant verify`: check a quantizer, decoder, packer or kernel against what other programs say."""
+"""`refquant verify`: check a quantizer, decoder, packer, kernel or file against what other programs say."""
 
 import sys
 from pathlib import Path
@@ -10,8 +10,12 @@ from refquant.errors import BadInput, RefquantError
 
 def add_arguments(parser) -> None:
     """Add the options of `refquant verify`."""
+    parser.add_argument("path", metavar="FILE", nargs="?", help="a GGUF file or a checkpoint folder to check")
+    parser.add_argument("--against", metavar="DENSE", help="with FILE: the unquantized model, for the error by layer")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--impl", metavar="MODULE[:ATTR]", help="a Python object (default: refquant itself)")
+    what.add_argument("--cmd", metavar="COMMAND", help="a program that speaks JSON lines on stdin and stdout")
+    what.add_argument("--library", metavar="FILE", help="a shared library with ggml's row functions")
     what.add_argument("--list", action="store_true", help="list the cases")
     parser.add_argument("--only", metavar="EXPRESSION", help="cases to run, such as 'q4_k and decode' or 'mistake-27'")
     parser.add_argument("--expect", metavar="FILE", help="known failures, a TOML file")
@@ -34,6 +38,8 @@ def run(args) -> int:
 def _run(args) -> int:
     from refquant.verify import cases, report, runner
 
+    if args.path or args.against:
+        return _file(args)
     chosen = cases.select(args.only)
     if args.list:
         for case in chosen:
@@ -59,6 +65,21 @@ def _run(args) -> int:
 
 
 def _implementation(args):
+    from refquant.verify.command import Command
     from refquant.verify.implementation import PythonObject
 
+    if args.library is not None:
+        return Command.library(args.library, args.seconds)
+    if args.cmd is not None:
+        return Command.parse(args.cmd, args.seconds)
     return PythonObject.find(args.impl or "refquant.verify.reference:numpy", seconds=args.seconds)
+
+
+def _file(args) -> int:
+    from refquant.verify import files
+
+    if not args.path:
+        raise BadInput("--against needs the FILE to check")
+    found = files.check(args.path, args.against)
+    print(found.as_json() if args.format == "json" else found)
+    return 1 if found.problems else 0

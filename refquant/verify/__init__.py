@@ -1,4 +1,4 @@
-"""The conformance kit: check a quantizer, a decoder, a packer or a kernel against what other programs say.
+"""The conformance kit: check a quantizer, a decoder, a packer, a kernel or a file against what other programs say.
 
     from refquant import verify
     report = verify.check(my_module, only="q4_k and decode")     # an object, a class or a module, see `python_object`
@@ -8,11 +8,12 @@
 On the command line it is `refquant verify`. Modules, in reading order::
 
     cases           the vectors: data with provenance, in vectors/
-    implementation  what is tested, and how it is called
+    implementation  what is tested, and how it is called; command: the same over JSON lines, for any language
     compare         the comparisons
     runner          cases -> results
     explain         a failure in the format's own terms; explain_blocks, for GGUF's block formats
     report          terminal, JSON, JUnit, Markdown, badge
+    files           a checkpoint or a GGUF file instead of a program; hypotheses: the likely mistake in it
     pytest_suite    the cases as tests of your own suite
     mutants         known mistakes as small wrong implementations, which the kit must catch
 

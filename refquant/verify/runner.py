@@ -99,6 +99,7 @@ def run(implementation, cases, expectations: dict[str, str] | None = None, progr
         report.results.append(result)
         if progress:
             progress(1)
+    report.name = implementation.name  # a program says what it is called when it is started
     return report
 
 

@@ -353,6 +353,10 @@ class Kernel:
             self._layout.pack_into(self._buffer, 0, *values)
             if place != self._configured:
                 attributes = 1 if overlap and capability(index) >= (9, 0) else 0
+                if attributes:
+                    # CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT: the same for all that overlap, since a
+                    # multiprocessor must run empty before its memory is divided in another way
+                    _driver_call("cuFuncSetAttribute", ctypes.c_void_p(function), 9, 100)
                 at = ctypes.addressof(_OVERLAP)
                 _CONFIG.pack_into(self._config, 0, *grid, *block, shared, place[1], at, attributes)
                 self._configured = place

@@ -25,6 +25,7 @@ def quantize(
     progress: bool = False,
     backend: str = "dense",
     batch: int = 4,
+    method_backend: str | None = None,
     **options,
 ) -> Report:
     """Quantize every Linear layer of the decoder blocks in place; embedding, norms and the output layer stay.
@@ -46,6 +47,8 @@ def quantize(
         Of the `QuantLinear` layers.
     batch : int
         Calibration windows run at a time.
+    method_backend : str, optional
+        Of the method itself, where it has a fast path: "numba" for gptq.
     options
         For the method, such as `act_order=True`.
 
@@ -61,9 +64,10 @@ def quantize(
     grid = as_grid(grid)
     if entry.needs and calibration is None:
         raise BadInput(f"{method} needs calibration tokens [windows, context]")
+    if method_backend is not None:
+        options["backend"] = method_backend
     began = time.perf_counter()
     report = Report(method, grid.name)
-    prepare = absorb.PREPARE.get(method)
     model.requires_grad_(False)
     layers = walk.blocks(model)
     for index, block in enumerate(layers):  # before anything is changed
@@ -74,23 +78,34 @@ def quantize(
     stream = Stream(model, calibration, batch) if entry.needs else None
     bar = tqdm(layers, desc=f"{method} {grid.name}", unit="block", disable=not progress, leave=False)
     for index, block in enumerate(bar):
-        inputs = {}
-        if stream:
-            with watch(block, entry.needs) as inputs:
-                for _ in stream.run(block, index):
-                    pass
-            if prepare:
-                inputs = prepare(block, index, stream, inputs, grid, **options)
-        for name, layer in walk.linears(block).items():
-            run = {} if prepare else options
-            q = _quantize_layer(report, f"block {index} {name}", layer, entry, grid, inputs.get(name), run)
-            walk.replace(block, name, QuantLinear(q, layer.bias, backend))
+        quantize_block(block, index, entry, grid, stream, report, backend, None, **options)
         if stream:
             stream.advance(block, index)
     biases = (m.bias for m in model.modules() if isinstance(m, QuantLinear) and m.bias is not None)
     report.other_bytes = 2 * sum(p.numel() for p in [*model.parameters(), *biases])
     report.seconds += time.perf_counter() - began
     return report
+
+
+def quantize_block(block, index, entry, grid, stream, report, backend, done, /, **options) -> None:
+    """Quantize the Linear layers of one block in place, and note them in the report.
+
+    `stream` holds the block's inputs (None for a method that looks at weights only); `backend` is that of the
+    `QuantLinear` layers, `options` are the method's; `done`, if not None, is called with each layer's weights' number.
+    """
+    inputs, prepare = {}, absorb.PREPARE.get(entry.name)
+    if stream:
+        with watch(block, entry.needs) as inputs:
+            for _ in stream.run(block, index):
+                pass
+        if prepare:
+            inputs = prepare(block, index, stream, inputs, grid, **options)
+    for name, layer in walk.linears(block).items():
+        run = {} if prepare else options
+        q = _quantize_layer(report, f"block {index} {name}", layer, entry, grid, inputs.pop(name, None), run)
+        walk.replace(block, name, QuantLinear(q, layer.bias, backend))
+        if done:
+            done(q.shape[0] * q.shape[1])
 
 
 def _quantize_layer(report, name, layer, entry, grid, inputs, options):

@@ -122,24 +122,9 @@ def quantize_blocks(
             resume,
         )
         report = Report(method, grid.name, state.seconds, state.layers)
-        began = time.perf_counter() - state.seconds
         try:
-            activations = _OnDisk(state.folder, state.blocks)
-            with model.entering():
-                stream = Stream(model.model, calibration, batch, activations)
-            with tqdm(total=model.weights, desc=f"{method} {grid.name}", unit="weight", unit_scale=True,
-                      disable=not progress, leave=False) as bar:  # fmt: skip
-                bar.update(report.weights)
-                for index in range(state.blocks, len(model.blocks)):
-                    block = model.bring(index)
-                    quantize_block(block, index, entry, grid, stream, report, "dense", bar.update, **options)
-                    state.add(model.names[index], block, scheme, dtype)
-                    if index + 1 < len(model.blocks):
-                        stream.advance(block, index)
-                    report.seconds = time.perf_counter() - began
-                    state.note(report)
-                    activations.forget(index)
-                    model.blocks[index] = nn.Module()  # its memory is free again
+            if state.blocks < len(model.blocks):
+                _run(model, state, report, entry, grid, calibration, scheme, progress, options)
             for name in folder.tensors:
                 if name not in model.taken:
                     tensor = as_dtype(name, folder.tensor(name), dtype)
@@ -150,9 +135,30 @@ def quantize_blocks(
             shutil.rmtree(state.folder, ignore_errors=True)
             raise
         report.other_bytes += state.other_bytes
-        activations.remove()
         finish_folder(folder, state.folder, target, scheme, dtype, command, state.zeros)
     return report
+
+
+def _run(model: "_Model", state: "_State", report: Report, entry, grid, calibration, scheme, progress, options) -> None:
+    """Quantize the blocks that are not done yet."""
+    began = time.perf_counter() - state.seconds
+    activations, count = _OnDisk(state.folder, state.blocks), len(model.blocks)
+    with model.entering():
+        stream = Stream(model.model, calibration, state.settings["batch"], activations)
+    shown = {"desc": f"{entry.name} {grid.name}", "disable": not progress, "leave": False}
+    bar = tqdm(total=model.weights, unit="weight", unit_scale=True, **shown)
+    bar.update(report.weights)
+    with bar:
+        for index in range(state.blocks, count):
+            block = model.bring(index)
+            quantize_block(block, index, entry, grid, stream, report, "dense", bar.update, **options)
+            state.add(model.names[index], block, scheme)
+            if index + 1 < count:
+                stream.advance(block, index)
+            report.seconds = time.perf_counter() - began
+            state.note(report)
+            activations.forget(index)
+            model.blocks[index] = nn.Module()  # its memory is free again
 
 
 class _Model:
@@ -270,7 +276,7 @@ class _State:
         folder.mkdir(parents=True)
         return state
 
-    def add(self, name: str, block: nn.Module, scheme: Scheme, dtype: str) -> None:
+    def add(self, name: str, block: nn.Module, scheme: Scheme) -> None:
         """Write a quantized block."""
         for inner, module in block.named_modules():
             if isinstance(module, QuantLinear):
@@ -278,7 +284,7 @@ class _State:
                 for part, tensor in pack(scheme, f"{name}.{inner}", module.quantized).items():
                     self.shards.add(f"{name}.{inner}.{part}", as_torch(tensor))
         for inner, tensor in block.state_dict().items():
-            value = as_dtype(f"{name}.{inner}", tensor, dtype)
+            value = as_dtype(f"{name}.{inner}", tensor, self.settings["dtype"])
             self.other_bytes += value.nbytes
             self.shards.add(f"{name}.{inner}", value)
         self.shards.flush()
@@ -336,8 +342,3 @@ class _OnDisk:
     def forget(self, block: int) -> None:
         """Remove the activations that entered a block."""
         shutil.rmtree(self._place(block), ignore_errors=True)
-
-    def remove(self) -> None:
-        """Remove all of them."""
-        for place in self.folder.glob("activations-*"):
-            shutil.rmtree(place)

@@ -165,13 +165,16 @@ def finish_folder(
     folder: Folder, work: Path, target: Path, scheme: Scheme, dtype: str, command: str | None, zeros: int
 ) -> None:
     """Write what belongs beside the weights, and give the folder its name."""
-    (work / JOURNAL).unlink(missing_ok=True)
+    for left in work.glob("activations-*"):  # of a run that was interrupted while it removed them
+        shutil.rmtree(left)
+    for name in extras.COPIED:  # as it may have been interrupted here, too
+        (work / name).unlink(missing_ok=True)
     extras.write_config(work, folder.config, scheme, dtype)
     extras.copy_files(folder.path, work)
     given = [argument for argument in sys.argv[1:] if argument != "--resume"]  # the bytes do not depend on it
     command = command or " ".join([Path(sys.argv[0]).name, *given])
     extras.write_readme(work, target.name, scheme, command, extras.notes(scheme, zeros))
-    take_place(work, target, target.with_name(f".{target.name}.old"))
+    take_place(work, target, target.with_name(f".{target.name}.old"), JOURNAL)
 
 
 def as_dtype(name: str, tensor: torch.Tensor, dtype: str) -> torch.Tensor:

@@ -51,7 +51,7 @@ sys.exit(status)
 """.replace("BYTES", str(LIMIT))
 RUNS = {
     "gptq": ["--method", "gptq", "--grid", "int4-g128-sym", "--backend", "numba", "--calibration-windows", "2"],
-    "Q4_K": ["--type", "Q4_K"],
+    "Q4_K": ["--type", "Q4_K", "--backend", "numba"],
 }
 
 

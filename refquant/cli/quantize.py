@@ -19,9 +19,19 @@ DEFAULTS = {
     "llm-int8": ("bitsandbytes", "llm-int8"),
 }
 GRID_OF_FORMAT = {("fp8", "fp8"): "fp8-e4m3-block"}  # by method and format, where it is not the method's own
-OPTIONS = {"act_order": "gptq", "static_groups": "gptq", "damp": "gptq", "backend": "gptq", "clip": "awq"}
+OPTIONS = {"act_order": "gptq", "static_groups": "gptq", "damp": "gptq", "clip": "awq"}
 TO_FILE = ("type", "imatrix", "pure", "plan")
-TO_FOLDER = ("method", "grid", "format", "calibration", "calibration_windows", "context", "dtype", *OPTIONS)
+TO_FOLDER = (
+    "method",
+    "grid",
+    "format",
+    "calibration",
+    "calibration_windows",
+    "context",
+    "dtype",
+    "device_map",
+    *OPTIONS,
+)
 
 
 def add_arguments(parser) -> None:
@@ -47,6 +57,7 @@ def add_arguments(parser) -> None:
     to_folder.add_argument("--calibration-windows", type=int, help="default: 32")
     to_folder.add_argument("--context", type=int, help="tokens in a window (default: 512)")
     to_folder.add_argument("--dtype", help="of what stays unquantized (default: float16)")
+    to_folder.add_argument("--device-map", help="spread the model over several devices by Accelerate, such as auto")
     to_folder.add_argument(
         "--act-order", action=argparse.BooleanOptionalAction, help="gptq: columns by falling importance (default: yes)"
     )
@@ -56,10 +67,10 @@ def add_arguments(parser) -> None:
         help="gptq: groups of neighbouring columns, so that the file needs no g_idx (default: yes)",
     )
     to_folder.add_argument("--damp", type=float, help="gptq: share of the mean diagonal (default: 0.01)")
-    to_folder.add_argument("--backend", help="gptq: numpy or numba (default: numpy)")
     to_folder.add_argument(
         "--clip", action=argparse.BooleanOptionalAction, help="awq: search clipped ranges (default: yes)"
     )
+    parser.add_argument("--backend", help="of gptq and of GGUF's encoders: numpy or numba (default: numpy)")
     parser.add_argument(
         "--stream",
         action="store_true",
@@ -91,6 +102,10 @@ def run(args) -> int:
 def _streams(args) -> bool:
     """Whether the model is quantized from its files, piece by piece; says so where nobody asked for it."""
     path = Path(args.model)
+    if args.device_map is not None:
+        if args.stream or args.resume:
+            raise BadInput("--device-map spreads a model that is loaded; --stream loads one block at a time")
+        return False
     if args.stream or args.resume:
         if not path.is_dir():
             raise BadInput(f"--stream reads a folder of safetensors; {args.model} is none")
@@ -121,6 +136,7 @@ def _to_file(args, stream: bool) -> int:
     mix, pure = args.type or "Q4_K_M", bool(args.pure)
     importance = imatrix.read(args.imatrix) if args.imatrix else None
     options = {"importance": importance, "pure": pure, "progress": not args.quiet}
+    options["backend"] = args.backend or "numpy"
     if stream and not args.plan:
         chosen = gguf.convert(args.model, args.out, mix, resume=args.resume, **options)
     else:
@@ -157,6 +173,8 @@ def _settings(args) -> tuple[str, str, str, dict]:
     given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
     if wrong := [name for name in given if OPTIONS[name] != method]:
         raise BadInput(f"--{wrong[0].replace('_', '-')} is an option of {OPTIONS[wrong[0]]}, not of {method}")
+    if args.backend is not None and method != "gptq":
+        raise BadInput(f"--backend is for gptq and for GGUF files, not for {method}")
     return method, kind, grid, defaults(method)[1] | given
 
 
@@ -170,7 +188,7 @@ def _to_folder(args, stream: bool) -> int:
     if stream:
         tokenizer = checkpoint.read_tokenizer(Path(args.model))
     else:
-        model, tokenizer = models.load(args.model, progress=progress)
+        model, tokenizer = models.load(args.model, progress=progress, device_map=args.device_map)
         checkpoint.check_model(model, kind, grid, dtype, **options)
     ids = None
     if find_method(method).needs:
@@ -180,14 +198,16 @@ def _to_folder(args, stream: bool) -> int:
         context = 512 if args.context is None else args.context
         ids = models.data.calibration(args.model, tokenizer, args.calibration, windows, context).ids
     if not stream:
-        backend = options.pop("backend", None)
-        report = models.quantize(model, method, grid, ids, progress=progress, method_backend=backend, **options)
+        options["method_backend"] = args.backend
+        report = models.quantize(model, method, grid, ids, progress=progress, **options)
         models.save(model, args.out, format=kind, tokenizer=tokenizer, dtype=dtype)
     elif ids is None:
         report = checkpoint.quantize_folder(
             args.model, args.out, kind, grid, dtype, resume=args.resume, progress=progress
         )
     else:
+        if args.backend is not None:
+            options["backend"] = args.backend
         report = checkpoint.quantize_blocks(
             args.model, args.out, kind, ids, method, grid, dtype, resume=args.resume, progress=progress, **options
         )
@@ -196,7 +216,7 @@ def _to_folder(args, stream: bool) -> int:
         "folder": args.out,
         "method": method,
         "grid": report.grid,
-        "options": options,
+        "options": {name: value for name, value in options.items() if value is not None},
         "format": kind,
         "layers": len(report.layers),
         "bits_per_weight": report.bits_per_weight,

@@ -3,13 +3,14 @@
 import time
 
 import numpy as np
+from torch import nn
 from tqdm import tqdm
 
 from refquant.errors import BadInput
 from refquant.evaluate.layer import layer_error
 from refquant.grids import as_grid, check_weights
 from refquant.methods.registry import find_method
-from refquant.models import absorb, walk
+from refquant.models import absorb, dispatch, walk
 from refquant.models.calibrate import Stream, watch
 from refquant.models.linear import QuantLinear
 from refquant.models.mix import quantize_mix
@@ -33,7 +34,8 @@ def quantize(
     Parameters
     ----------
     model : causal LM
-        Changed: its Linear layers become `QuantLinear`.
+        Changed: its Linear layers become `QuantLinear`. One that Accelerate has spread over devices, memory and disk
+        (`device_map`) is brought back block by block.
     method : str
         "rtn", "gptq", "awq", ...: see `refquant.methods.registry`. "gguf": the mix named by `grid`, see
         `models.mix.quantize_mix`, which takes the embedding and the output layer as well.
@@ -55,8 +57,10 @@ def quantize(
     Raises
     ------
     BadInput
-        No calibration where it is needed, or NaN in weights (found before anything is changed; the message names the
-        layer), or NaN in activations (the model is then to be loaded anew).
+        No calibration where it is needed, or NaN in weights (found before anything is changed, but in offloaded
+        weights; the message names the layer), or NaN in activations. These are met half way, when the blocks before
+        are quantized already and keeping their old weights would take the memory of a second model: the model is then
+        to be loaded anew.
     """
     entry = find_method(method)
     if method == "gguf":
@@ -72,15 +76,24 @@ def quantize(
     layers = walk.blocks(model)
     for index, block in enumerate(layers):  # before anything is changed
         for name, layer in walk.linears(block).items():
-            check_weights(walk.weight_array(layer), f"block {index} {name}")
+            if not dispatch.is_offloaded(layer):
+                check_weights(walk.weight_array(layer), f"block {index} {name}")
     if entry.tokens is not None and np.ndim(calibration) == 2:
         calibration = calibration[: -(-entry.tokens // np.shape(calibration)[1])]
     stream = Stream(model, calibration, batch) if entry.needs else None
     bar = tqdm(layers, desc=f"{method} {grid.name}", unit="block", disable=not progress, leave=False)
     for index, block in enumerate(bar):
+        dispatch.settle(block)
         quantize_block(block, index, entry, grid, stream, report, backend, None, **options)
         if stream:
             stream.advance(block, index)
+        if hasattr(model, "hf_device_map"):  # spread because memory is short
+            for module in block.modules():
+                if isinstance(module, QuantLinear):
+                    module.forget_dense()
+    for child in model.modules():  # so that what is left can be saved
+        if child is not model and not isinstance(child, nn.ModuleList):
+            dispatch.settle(child)
     biases = (m.bias for m in model.modules() if isinstance(m, QuantLinear) and m.bias is not None)
     report.other_bytes = 2 * sum(p.numel() for p in [*model.parameters(), *biases])
     report.seconds += time.perf_counter() - began

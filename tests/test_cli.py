@@ -137,7 +137,7 @@ def test_streamed_output_is_that_of_the_model_in_memory(folder, text, tmp_path, 
         assert cli.main(arguments) == 0
     assert (tmp_path / "memory" / "m.gguf").read_bytes() == (tmp_path / "files" / "m.gguf").read_bytes()
     capsys.readouterr()
-    monkeypatch.setattr(os, "sysconf", lambda name: 1000)  # a million bytes
+    monkeypatch.setattr(os, "sysconf", lambda name: 100)  # 10,000 bytes
     assert cli.main(["quantize", folder, str(tmp_path / "auto"), "--method", "rtn", "--grid", "int4-g32"]) == 0
     assert "GB in float32: streamed, as with --stream" in capsys.readouterr().err
 

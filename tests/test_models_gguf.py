@@ -413,11 +413,7 @@ def test_a_folder_converts_to_the_file_of_the_model_in_memory(tmp_path, float_fo
     models_gguf.convert(float_folder, tmp_path / "a" / "m.gguf", "Q4_K_M", progress=False)
     monkeypatch.undo()
     models_gguf.export(model_of("llama"), byte_level(), tmp_path / "m.gguf", "Q4_K_M", progress=False)
-    one, two = rq.gguf.read(tmp_path / "a" / "m.gguf"), rq.gguf.read(tmp_path / "m.gguf")
-    assert one.tensors.keys() == two.tensors.keys()
-    for name, tensor in one.tensors.items():
-        assert tensor.type == two.tensors[name].type
-        assert np.array_equal(tensor.data, two.tensors[name].data), name
+    assert (tmp_path / "a" / "m.gguf").read_bytes() == (tmp_path / "m.gguf").read_bytes()
 
 
 @pytest.mark.parametrize("cut", [10, 20_000, 300_000, 600_000, None])

@@ -56,19 +56,21 @@ def convert(folder, path, mix: str = "Q4_K_M", **options) -> mixes.Plan:
     of its parts, is broken, or quantized already.
     """
     from refquant.models.checkpoint.folder import Folder
-    from refquant.models.checkpoint.opening import read_config, read_tokenizer
+    from refquant.models.checkpoint.opening import empty_model, read_config, read_tokenizer
 
     with Folder(folder) as opened:
         if opened.quantization is not None:
             raise BadFile(f"{folder} is quantized already; a GGUF file is made from float weights")
+        config = read_config(opened.path)
+        place = {name: i for i, name in enumerate(empty_model(config).state_dict())}  # in the order of `export`
         sources = {
-            name: Source(header.shape, lambda n=name: opened.tensor(n).float().numpy())
-            for name, header in opened.tensors.items()
+            name: Source(opened.tensors[name].shape, lambda n=name: opened.tensor(n).float().numpy())
+            for name in sorted(opened.tensors, key=lambda name: place.get(name, len(place)))
         }
         tokens = read_tokenizer(opened.path)
         if tokens is None:
             raise BadFile(f"{folder} has no tokenizer, which a GGUF file needs")
-        return write_model(read_config(opened.path).to_dict(), sources, tokens, path, mix, **options)
+        return write_model(config.to_dict(), sources, tokens, path, mix, **options)
 
 
 def write_model(

@@ -2,4 +2,5 @@
 
 peers    ggml's compiled code through ctypes; torch
 cpu      the Numba kernels: measure, table, JSON, kernels/README.md
+split    a model on two backends, its blocks shared out: measured beside predicted
 """

@@ -3,9 +3,8 @@
 import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
-import refquant
+from refquant import course
 from refquant.errors import Unavailable
 
 
@@ -16,9 +15,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     """Start JupyterLab and wait for it."""
-    folder = Path(refquant.__file__).resolve().parents[1] / "notebooks"
-    if not folder.is_dir():
-        raise Unavailable("the notebooks are part of a clone of the repository: pip install -e '.[all]' in one")
+    folder = course.folder()
     if importlib.util.find_spec("jupyterlab") is None:
         raise Unavailable("jupyterlab is not installed; pip install 'refquant[notebooks]'")
     return subprocess.call([sys.executable, "-m", "jupyterlab", *args.jupyter], cwd=folder)

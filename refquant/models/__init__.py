@@ -10,6 +10,7 @@
     dispatch    models spread over several devices by Hugging Face Accelerate
     absorb      AWQ's scales moved into the layer before, so that the function stays the same
     quantize    all of it together, and report, what came of it
+    split       the first blocks on one backend, the rest on another
     mix         a whole model in the types that a GGUF mix gives its tensors
     gguf        models <-> GGUF files
     checkpoint  models <-> folders in the formats of GPU servers; `save`

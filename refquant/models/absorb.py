@@ -36,7 +36,7 @@ PARTS = {
     "up_proj": 1,
     "gate_up_proj": 2,
 }  # of equal size, where v, up is whole
-SEARCH_TOKENS = 2048  # at most; on them candidate scales are compared, the channel means use all tokens
+SEARCH_TOKENS = 512  # at most; on them candidate scales are compared, the channel means use all tokens
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from refquant.errors import BadInput
-from refquant.methods import gptq
 from refquant.methods.registry import LayerInputs
 from refquant.models.walk import blocks, linears
 
@@ -117,7 +116,7 @@ def watch(block: nn.Module, needs: frozenset[str], sample: int = 4096):
                 collected[name] = collected[current[1]]
                 return
             current = (args[0], name)
-            _accumulate(collected[name], args[0].detach().flatten(0, -2).float().cpu().numpy(), needs, sample)
+            _accumulate(collected[name], args[0].detach().flatten(0, -2).float(), needs, sample)
 
         return look
 
@@ -129,20 +128,57 @@ def watch(block: nn.Module, needs: frozenset[str], sample: int = 4096):
             handle.remove()
 
 
-def _accumulate(inputs: LayerInputs, x: np.ndarray, needs: frozenset[str], sample: int) -> None:
+def layer_inputs(
+    model: nn.Module, ids: np.ndarray, needs: Iterable[str] = ("x", "hessian", "mean_abs"), sample: int = 4096
+) -> dict[tuple[int, str], LayerInputs]:
+    """What every Linear layer of the model as it is receives on `ids` [windows, context], by (block, layer's name).
+
+    For looking at; to quantize, `Stream` calibrates each block on the blocks already quantized. Layers that share one
+    input tensor share one `LayerInputs`. `needs` and `sample` as for `watch`.
+    """
+    stream, found = Stream(model, ids), {}
+    for index, block in enumerate(blocks(model)):
+        with watch(block, frozenset(needs), sample) as inputs:
+            stream.advance(block, index)
+        found |= {(index, name): each for name, each in inputs.items()}
+    return found
+
+
+def _accumulate(inputs: LayerInputs, x: torch.Tensor, needs: frozenset[str], sample: int) -> None:
     """Update the running means with x [tokens, in]."""
-    if not np.isfinite(x).all():
+    if not torch.isfinite(x).all():
         raise BadInput("calibration: a layer received NaN or infinite activations; the model or the text is broken")
     inputs.tokens += len(x)
     share = len(x) / inputs.tokens
     if "hessian" in needs:
-        inputs.hessian = inputs.hessian or gptq.Hessian(x.shape[1])
+        inputs.hessian = inputs.hessian or Hessian(x)
         inputs.hessian.add(x)
-    for name, values in (("mean_square", np.square), ("mean_abs", np.abs)):
+    for name, values in (("mean_square", torch.square), ("mean_abs", torch.abs)):
         if name in needs:
-            old, new = getattr(inputs, name), values(x).mean(axis=0, dtype=np.float64)
+            old, new = getattr(inputs, name), values(x).mean(dim=0, dtype=torch.float64).cpu().numpy()
             setattr(inputs, name, new if old is None else old * (1 - share) + new * share)
     if "x" in needs:
         room = sample - (0 if inputs.x is None else len(inputs.x))
         if room > 0:
-            inputs.x = x[:room] if inputs.x is None else np.concatenate([inputs.x, x[:room]])
+            part = x[:room].cpu().numpy()
+            inputs.x = part if inputs.x is None else np.concatenate([inputs.x, part])
+
+
+class Hessian:
+    """`gptq.Hessian` where the activations are: the same running mean 2/n sum x xᵀ, float32, on x's device.
+
+    Not only for GPUs: NumPy's and torch's threads wait for work by spinning, each on the cores that the other needs.
+    """
+
+    def __init__(self, x: torch.Tensor):
+        self._sum, self.n = x.new_zeros(x.shape[1], x.shape[1]), 0
+
+    def add(self, x: torch.Tensor) -> None:
+        """Take in x float32 [tokens, in]."""
+        self.n += len(x)
+        self._sum.addmm_(x.T, x, beta=1 - len(x) / self.n, alpha=2 / self.n)
+
+    @property
+    def H(self) -> np.ndarray:
+        """The mean so far, float32 [in, in]."""
+        return self._sum.cpu().numpy()

@@ -13,7 +13,7 @@ def settle(module: nn.Module) -> None:
 
     Nothing to do, and Accelerate is not needed, for a model that it did not spread.
     """
-    hooked = [m for m in module.modules() if getattr(getattr(m, "_hf_hook", None), "offload", False)]
+    hooked = _offloaded(module)
     if not hooked:
         return
     from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
@@ -25,6 +25,16 @@ def settle(module: nn.Module) -> None:
     module.to(device)
     if not hasattr(module, "_hf_hook"):
         add_hook_to_module(module, AlignDevicesHook(execution_device=device))  # its inputs still have to come
+
+
+def settle_each(model: nn.Module) -> None:
+    """Bring all that is still offloaded, each module to its own device."""
+    for module in _offloaded(model):
+        settle(module)
+
+
+def _offloaded(module: nn.Module) -> list[nn.Module]:
+    return [m for m in module.modules() if getattr(getattr(m, "_hf_hook", None), "offload", False)]
 
 
 def is_offloaded(layer: nn.Module) -> bool:

@@ -3,7 +3,6 @@
 import time
 
 import numpy as np
-from torch import nn
 from tqdm import tqdm
 
 from refquant.errors import BadInput
@@ -48,7 +47,7 @@ def quantize(
     backend : str
         Of the `QuantLinear` layers.
     batch : int
-        Calibration windows run at a time.
+        Calibration windows run at a time. AWQ takes one: on the first batch it compares its candidates.
     method_backend : str, optional
         Of the method itself, where it has a fast path: "numba" for gptq.
     options
@@ -80,7 +79,7 @@ def quantize(
                 check_weights(walk.weight_array(layer), f"block {index} {name}")
     if entry.tokens is not None and np.ndim(calibration) == 2:
         calibration = calibration[: -(-entry.tokens // np.shape(calibration)[1])]
-    stream = Stream(model, calibration, batch) if entry.needs else None
+    stream = Stream(model, calibration, 1 if method in absorb.PREPARE else batch) if entry.needs else None
     bar = tqdm(layers, desc=f"{method} {grid.name}", unit="block", disable=not progress, leave=False)
     for index, block in enumerate(bar):
         dispatch.settle(block)
@@ -91,9 +90,7 @@ def quantize(
             for module in block.modules():
                 if isinstance(module, QuantLinear):
                     module.forget_dense()
-    for child in model.modules():  # so that what is left can be saved
-        if child is not model and not isinstance(child, nn.ModuleList):
-            dispatch.settle(child)
+    dispatch.settle_each(model)  # so that what is left can be saved
     biases = (m.bias for m in model.modules() if isinstance(m, QuantLinear) and m.bias is not None)
     report.other_bytes = 2 * sum(p.numel() for p in [*model.parameters(), *biases])
     report.seconds += time.perf_counter() - began

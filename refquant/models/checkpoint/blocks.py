@@ -30,7 +30,7 @@ from transformers.pytorch_utils import Conv1D
 from refquant.errors import BadFile, BadInput, RefquantError
 from refquant.grids import as_grid
 from refquant.methods.registry import find_method
-from refquant.models import walk
+from refquant.models import absorb, walk
 from refquant.models.calibrate import Stream
 from refquant.models.checkpoint.folder import Folder, read_json
 from refquant.models.checkpoint.opening import read_config
@@ -100,6 +100,8 @@ def quantize_blocks(
         raise BadInput(f"{method} looks at weights only; it streams tensor by tensor (quantize_folder)")
     if entry.tokens is not None and np.ndim(calibration) == 2:
         calibration = calibration[: -(-entry.tokens // np.shape(calibration)[1])]
+    if method in absorb.PREPARE:
+        batch = 1  # as `models.quantize`
     with Folder(source) as folder:
         if folder.quantization is not None:
             raise BadFile(f"{source} is quantized already; use convert")

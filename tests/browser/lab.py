@@ -178,7 +178,7 @@ class Notebook:
 
     # ---- widgets
 
-    def control(self, label: str, inside=None, kind: str = ".jupyter-widgets"):
+    def control(self, label: str, inside=None, kind: str = ".widget-inline-hbox"):
         """The ipywidgets control whose label reads exactly `label` (in the view `inside`, or in the whole page)."""
         labels = (
             (inside or self.page)

@@ -258,9 +258,11 @@ class Notebook:
             for width in (1280, 900):
                 self.page.set_viewport_size({"width": width, "height": 900})
                 self.page.wait_for_timeout(1500)
+                self.page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")
                 height = self.page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollHeight") + 120
                 self.page.set_viewport_size({"width": width, "height": height})
                 self.page.wait_for_timeout(1000)
+                self.page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")
                 for piece, top in enumerate(range(0, height, 1600)):
                     path = Path(folder) / f"{self.stem}-{theme}-{width}-{piece}.png"
                     clip = {"x": 0, "y": top, "width": width, "height": min(1600, height - top)}

@@ -152,7 +152,7 @@ text.ledger("alpha_covers_zero_to_one")
 # ## Clipping
 #
 # Scales move the step of a group; **clipping** makes it smaller: cut the largest weights of the group to a limit, accept
-# a larger error there, and gain a finer step for all others. Each group has its own best limit, often no clipping:
+# a larger error there, and gain a finer step for all others. Each group has its own best limit, sometimes no clipping:
 
 # %%
 shares = [1 - i / 20 for i in range(10)]

@@ -23,7 +23,7 @@ def step(t: Trace, number: int):
     left.set_title("Change of each weight; left of the line: on the grid")
     box = left.get_position()
     bar = figure.add_axes((box.x1 + 0.012, box.y0, 0.014, box.height))
-    figure.colorbar(image, cax=bar)
+    figure.colorbar(image, cax=bar, label="change of the weight")
     steps = np.arange(k + 1)
     for errors, name, line, colour in (
         (t.rounded_errors, "rounded only (RTN)", "--", style.ORANGE),
@@ -57,7 +57,9 @@ def hessian(H: np.ndarray) -> Figure:
     image = left.imshow(H / np.outer(size, size), cmap=style.DIVERGING, vmin=-0.5, vmax=0.5)
     left.set(xlabel="input column", ylabel="input column", title="Correlation of the inputs")
     box = left.get_position()
-    figure.colorbar(image, cax=figure.add_axes((box.x1 + 0.012, box.y0, 0.016, box.height)), extend="both")
+    figure.colorbar(
+        image, cax=figure.add_axes((box.x1 + 0.012, box.y0, 0.016, box.height)), extend="both", label="correlation"
+    )
     right.plot(np.sort(np.diag(H))[::-1], color=style.BLUE)
     right.set_yscale("log")
     right.set(xlabel="input columns, largest first", ylabel="diagonal of H", title="Size of the inputs")

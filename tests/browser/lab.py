@@ -158,8 +158,10 @@ class Notebook:
 
     def idle(self):
         """Wait until the kernel has answered everything that a widget asked of it."""
-        self.page.wait_for_timeout(150)
-        self.page.wait_for_function(f"{PANEL}.sessionContext.session.kernel.status === 'idle'")
+        for _ in range(2):  # a control moved while the kernel was busy sends its last value only afterwards
+            self.page.wait_for_timeout(100)
+            self.page.evaluate(f"{PANEL}.sessionContext.session.kernel.requestKernelInfo().then(() => true)")
+            self.page.wait_for_function(f"{PANEL}.sessionContext.session.kernel.status === 'idle'")
         self.page.wait_for_timeout(50)
 
     def check(self):
@@ -232,6 +234,16 @@ class Notebook:
         box = self.page.get_by_role("checkbox", name=label) if inside is None else inside.get_by_label(label)
         box.focus()
         box.press("Space")
+        self.idle()
+
+    def play(self, view):
+        """Press the play button of a view."""
+        view.locator(".widget-play button, .jupyter-widget-play button").first.click()
+
+    def wait_for(self, view, said: str, seconds: float = 90):
+        """Wait until the line under an explorer's figure contains `said`."""
+        line = view.locator(".refquant-line p[role=status]").filter(has_text=said)
+        line.wait_for(timeout=1000 * seconds)
         self.idle()
 
     def answer_quiz(self, questions):

@@ -30,7 +30,7 @@ import refquant as rq
 from refquant import compare, models
 from refquant.figures import start as figures
 from refquant.figures import style, text
-from refquant.models import walk
+from refquant.models import calibrate, walk
 
 model, tokenizer = models.load("tiny")
 count = sum(p.numel() for p in model.parameters())
@@ -51,32 +51,33 @@ Markdown(
 # **For serving**: the model is finished. No gradients, no adapters; the weights are rounded once, and every request uses
 # the result. The aim is speed and memory.
 #
-# Training, in miniature: a layer is frozen in NF4, and an adapter $B A$ of rank 8 learns to undo the rounding.
+# Training, in miniature: a layer is frozen in NF4, and an adapter $B A$ of rank 8 learns to make up for the rounding.
 
 # %%
-layer = walk.linears(block)["mlp.down_proj"]
-w = walk.weight_array(layer)
+name = "self_attn.q_proj"
+w = walk.weight_array(walk.linears(walk.blocks(model)[1])[name])
+ids = models.data.calibration("tiny", tokenizer, windows=2).ids
+x = torch.from_numpy(calibrate.layer_inputs(model, ids, ("x",))[1, name].x)  # what the layer receives on real text
+wanted = x @ torch.from_numpy(w).T
 frozen = torch.from_numpy(rq.dequantize(rq.quantize(w, "nf4")))
 torch.manual_seed(0)
-x = torch.randn(512, w.shape[1])
-wanted = x @ torch.from_numpy(w).T
 A = (0.02 * torch.randn(8, w.shape[1])).requires_grad_()
 B = torch.zeros(w.shape[0], 8, requires_grad=True)
-optimizer, losses = torch.optim.Adam([A, B], lr=0.01), []
-for _ in range(150):
+optimizer, losses = torch.optim.Adam([A, B], lr=0.002), []
+for _ in range(100):
     loss = (x @ frozen.T + (x @ A.T) @ B.T - wanted).square().mean()
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
     losses.append(loss.item())
 style.picture(
-    figures.adapter_training(losses), "The adapter's loss falls over 150 steps while the 4-bit weights stay frozen."
+    figures.adapter_training(losses), "The adapter's loss falls over 100 steps while the 4-bit weights stay frozen."
 )
 
 # %%
 Markdown(
     f"The loss fell to {100 * losses[-1] / losses[0]:.0f} % of where it began. The frozen weights never changed; the "
-    f"adapter added {A.numel() + B.numel():,} weights of 16 bits to {w.size:,} of about 4."
+    f"adapter adds {A.numel() + B.numel():,} numbers to {w.size:,} of about 4 bits, and keeps its own multiplication."
 )
 
 # %% [markdown]
@@ -109,7 +110,7 @@ text.table(("stored as", "bytes", "bits a weight", "times smaller than 16 bits",
 # %%
 chosen = ["RTN int4-g128", "GPTQ int4-g128", "AWQ int4-g128", "GPTQ int3-g128", "LLM.int8", "NF4"]
 chosen += ["GGUF Q8_0", "GGUF Q5_K_M", "GGUF Q4_K_M"]
-table = compare.compare("tiny", chosen, windows=4, calibration_windows=4, progress=False)
+table = compare.compare("tiny", chosen, windows=8, calibration_windows=8, progress=False)
 rows = [
     (
         line.label,
@@ -136,7 +137,7 @@ by = {line.label: line for line in table.lines}
 four = [by[name].perplexity_change for name in ("RTN int4-g128", "GPTQ int4-g128", "AWQ int4-g128")]
 Markdown(
     f"At 4 bits in groups of 128, rounding alone costs {four[0]:+.2f} perplexity, GPTQ {four[1]:+.2f}, AWQ {four[2]:+.2f}; "
-    f"8-bit formats cost {by['GGUF Q8_0'].perplexity_change:+.3f} (Q8_0) and {by['LLM.int8'].perplexity_change:+.3f} "
+    f"8-bit formats change it by {by['GGUF Q8_0'].perplexity_change:+.3f} (Q8_0) and {by['LLM.int8'].perplexity_change:+.3f} "
     "(LLM.int8). A model this small has little to spare: large models lose less. And `Q4_K_M` is not 4.5 bits here but "
     f"{by['GGUF Q4_K_M'].bits_per_weight:.2f}, because the mix holds some matrices in more."
 )

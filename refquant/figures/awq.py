@@ -2,7 +2,6 @@
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from refquant.figures import style
 from refquant.grids import as_grid
@@ -19,13 +18,6 @@ def channel_errors(w: np.ndarray, x: np.ndarray, grid, s: np.ndarray | None = No
     return np.square(x, dtype=np.float64).mean(axis=0) * np.square(change, dtype=np.float64).sum(axis=0)
 
 
-def _plain(axis) -> None:
-    """Label a short logarithmic axis with plain numbers."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_locator(NullLocator())
-
-
 @style.figure_function
 def salience(x: np.ndarray, w: np.ndarray, grid) -> Figure:
     """Mean |x| of the input channels, sorted, and the share of the output error that the first of them cause."""
@@ -35,7 +27,7 @@ def salience(x: np.ndarray, w: np.ndarray, grid) -> Figure:
     share = 100 * np.arange(1, len(order) + 1) / len(order)
     figure, (left, right) = style.subplots(1, 2, width=8.6, height=3.1)
     left.semilogy(share, size[order], color=style.BLUE)
-    _plain(left.yaxis)
+    style.plain_log(left.yaxis)
     left.set(xlabel="input channels, largest first, %", ylabel="mean |x|", title="Size of the inputs")
     right.plot(share, 100 * errors.cumsum() / errors.sum(), color=style.VERMILION)
     right.plot([0, 100], [0, 100], ":", color=style.GREY, label="if all mattered the same")
@@ -70,7 +62,7 @@ def alpha(w: np.ndarray, x: np.ndarray, grid, value: float, found: awq.Result):
     right.loglog(size, before, "o", color=style.ORANGE, markersize=4, label="RTN")
     right.loglog(size, after, "s", color=style.BLUE, markersize=3, label=f"alpha {value:.2f}")
     right.set(xlabel="mean |x| of the channel", ylabel="its output error", title="Channel by channel")
-    _plain(right.xaxis)
+    style.plain_log(right.xaxis)
     right.legend(loc="upper left")
     text = (
         f"alpha {value:.2f}: scales from {s.min():.2f} to {s.max():.2f}, output error "

@@ -1,7 +1,6 @@
 """Notebook 00, the start: what each bit buys; a training run on frozen 4-bit weights."""
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from refquant.figures import style
 
@@ -25,8 +24,7 @@ def frontier(lines) -> Figure:
             label=method,
         )
     axes.set_yscale("log")
-    for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        which(FuncFormatter(lambda value, _: f"{value:g}"))
+    style.plain_log(axes.yaxis, (1, 1.2, 1.5, 2, 3, 5, 7, 9))
     axes.set(xlabel="stored bits a weight", ylabel="perplexity (lower is better)", title="What each bit buys")
     axes.grid(True, which="both")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -37,8 +35,8 @@ def frontier(lines) -> Figure:
 def adapter_training(losses: list[float]) -> Figure:
     """The loss of a LoRA adapter on a frozen, quantized layer, step by step."""
     figure, axes = style.subplots(width=6.4, height=2.6)
-    axes.plot(losses, color=style.BLUE)
-    axes.set_yscale("log")
-    axes.set(xlabel="training step", ylabel="squared error", title="Only the adapter learns")
+    axes.plot([1000 * loss for loss in losses], color=style.BLUE)
+    axes.set_ylim(0, 1050 * max(losses))
+    axes.set(xlabel="training step", ylabel="squared error, 10⁻³", title="Only the adapter learns")
     axes.grid(True)
     return figure

@@ -95,7 +95,7 @@ KNOWN = {
     "loss_of_q8_0": ledger.HOLDS,
     "blocks_of_128": ledger.HOLDS,
     "seventy_b_runs_split": ledger.HOLDS,
-    "awq_matches_gptq": ledger.HOLDS,
+    "awq_matches_gptq": ledger.CONDITIONS,
 }
 
 
@@ -132,8 +132,9 @@ def test_measured_results_change_the_verdict():
         ],
     }
     names = ["awq_matches_gptq", "rtn_degrades_at_4_bits"]
-    before = {row.claim.name: row.finding for row in claims.run(names=names)}
-    after = {row.claim.name: row.finding for row in claims.run(claims.evidence(table), names)}
+    layers = claims.evidence().layers
+    before = {row.claim.name: row.finding for row in claims.run(claims.Evidence({}, layers), names)}
+    after = {row.claim.name: row.finding for row in claims.run(claims.evidence(table, layers), names)}
     assert {finding.verdict for finding in before.values()} == {ledger.HOLDS}
     assert {finding.verdict for finding in after.values()} == {ledger.CONDITIONS}
     assert after["awq_matches_gptq"].numbers["measured tiny int4-g128"] == pytest.approx(-0.28)

@@ -66,8 +66,8 @@ for name in ("a100-80gb", "h100-sxm", "rtx-4090", "l4"):
 text.table(("device", "ridge, operations a byte", "batch where arithmetic binds, 16 bits", "4 bits"), rows)
 
 # %% [markdown]
-# So "decode is bound by bandwidth" is a statement about small batches. With 4-bit weights the crossing comes about four
-# times earlier: what quantization saves on reading, a large batch can no longer use.
+# So "decode is bound by bandwidth" is a statement about small batches. With 4-bit weights the crossing comes much
+# earlier: what quantization saves on reading, a large batch can no longer use.
 
 # %%
 text.ledger("decode_is_bandwidth_bound", "prefill_is_compute_bound", "decode_dominates")
@@ -76,7 +76,9 @@ text.ledger("decode_is_bandwidth_bound", "prefill_is_compute_bound", "decode_dom
 # ## Measured, on this machine
 #
 # First the read bandwidth: all cores read a buffer much larger than any cache. Then a matrix of 33 million weights times
-# one vector, as 32, 8 and 4 bits a weight. The **floor** is bytes over bandwidth: no program can be faster.
+# one vector, as 32, 8 and 4 bits a weight. The **floor** is bytes over bandwidth: no program can be faster,
+# on a quiet machine. (Where other work takes its share of the memory, the bandwidth may have been measured at a worse
+# moment than the product.)
 
 # %%
 here = probe.this_machine()

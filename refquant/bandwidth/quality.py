@@ -54,6 +54,7 @@ class Quality:
     base: float
     perplexity: float
     source: str
+    stderr: float | None = None  # of the increase, where it was measured
 
     @property
     def delta(self) -> float:
@@ -90,12 +91,15 @@ def measured(results) -> dict[str, Quality]:
         except (OSError, ValueError) as problem:
             raise BadFile(f"{results}: not a JSON file of `refquant compare` ({problem})") from problem
     try:
-        base, *lines = [(str(line["label"]), float(line["perplexity"])) for line in results["lines"]]
+        base, *lines = [
+            (str(line["label"]), float(line["perplexity"]), line.get("perplexity_change_stderr"))
+            for line in results["lines"]
+        ]
         source = f"measured: {results['protocol']}, context {results['context']}, {results['windows']} windows"
         model = str(results["model"])
     except (KeyError, TypeError, ValueError) as problem:
         raise BadFile(
             f"expected what `refquant compare --json` writes (lines, model, protocol, ...): {problem!r}"
         ) from None
-    lines = [(label.removeprefix("GGUF "), value) for label, value in lines]
-    return {label: Quality(label, model, base[1], value, source) for label, value in lines}
+    lines = [(label.removeprefix("GGUF "), value, stderr) for label, value, stderr in lines]
+    return {label: Quality(label, model, base[1], value, source, stderr) for label, value, stderr in lines}

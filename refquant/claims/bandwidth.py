@@ -188,7 +188,7 @@ def accumulation_in_fp16(proof: Evidence) -> Finding:
 @claim("bandwidth", "Weights are roughly Gaussian and better behaved than activations.")
 def weights_are_better_behaved(proof: Evidence) -> Finding:
     """Largest over median magnitude, layer by layer: weights against inputs of the same layer, measured."""
-    weights, inputs = proof.layers["weight_peak_over_median"], proof.layers["input_peak_over_median"]
+    weights, inputs = (proof.of_layers(f"{what}_peak_over_median") for what in ("weight", "input"))
     tamer = [w < x for w, x in zip(weights, inputs, strict=True)]
     return Finding(
         f"largest over median: weights {np.median(weights):.0f}, inputs {np.median(inputs):.0f} in the median layer; "
@@ -201,7 +201,7 @@ def weights_are_better_behaved(proof: Evidence) -> Finding:
             "layers_with_tamer_weights": sum(tamer),
         },
         "in most layers; some weights stray as far",
-        f"measured on {proof.layers['model']}",
+        proof.models,
     )
 
 
@@ -238,13 +238,13 @@ def outliers_ruin_int8(proof: Evidence) -> Finding:
 @claim("bandwidth", "Outlier activations are 10 to 100 times the median.")
 def outliers_are_ten_to_a_hundred(proof: Evidence) -> Finding:
     """Largest over median magnitude of every Linear layer's inputs, measured."""
-    peaks = proof.layers["input_peak_over_median"]
+    peaks = proof.of_layers("input_peak_over_median")
     return Finding(
         f"{min(peaks):.0f} to {max(peaks):.0f}, median layer {np.median(peaks):.0f}",
         within(peaks, 10, 100),
         {"smallest": min(peaks), "largest": max(peaks), "layers": len(peaks)},
         "some layers go far beyond 100",
-        f"measured on {proof.layers['model']}",
+        proof.models,
     )
 
 

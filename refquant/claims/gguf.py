@@ -6,7 +6,7 @@ from refquant.bandwidth.quality import published
 from refquant.bandwidth.split import plan_split, workspace_bytes
 from refquant.bandwidth.units import GIB
 from refquant.bandwidth.weights import store
-from refquant.claims.gptq import deltas, found
+from refquant.claims.gptq import deltas, found, sources
 from refquant.claims.ledger import Evidence, Finding, claim, equal, every, within
 from refquant.ggml_types import ggml_type
 
@@ -117,7 +117,7 @@ def _loss(mix: str, statement: str, limit: float, unit: str):
         items = found(proof, mix)
         low = [item.delta < limit if unit == "absolute" else item.relative < limit for item in items]
         note = "" if all(low) else "newer models, trained on more tokens a parameter, lose more"
-        return Finding(_fine(items), every(low), deltas(items), note, _SOURCE)
+        return Finding(_fine(items), every(low), deltas(items), note, sources(items))
 
     test.__name__ = f"loss_of_{mix.lower()}"
     claim("gguf", statement)(test)

@@ -32,6 +32,11 @@ def deltas(items: list[Quality]) -> dict[str, float]:
     return {f"{item.model} ({item.source})": item.delta for item in items}
 
 
+def sources(items: list[Quality]) -> str:
+    """Where the qualities come from, each source once."""
+    return "; ".join(dict.fromkeys(item.source for item in items))
+
+
 @claim("gptq", "Round-to-nearest works at 8 bits.")
 def rtn_works_at_8_bits(proof: Evidence) -> Finding:
     """Perplexity of 8-bit round-to-nearest (Q8_0, and measured rows) at most 0.5 % higher."""
@@ -41,7 +46,8 @@ def rtn_works_at_8_bits(proof: Evidence) -> Finding:
         f"at most {100 * worst:.2f} % more perplexity",
         every(item.relative <= 0.005 for item in items),
         deltas(items),
-        source="Q8_0 is round-to-nearest in blocks of 32: llama.cpp's tables",
+        "Q8_0 is round-to-nearest in blocks of 32",
+        sources(items),
     )
 
 
@@ -49,9 +55,7 @@ def rtn_works_at_8_bits(proof: Evidence) -> Finding:
 def rtn_degrades_at_4_bits(proof: Evidence) -> Finding:
     """Perplexity of RTN int4-g128 at least 1 % higher on every model known."""
     items = found(proof, "RTN int4-g128")
-    return Finding(
-        listing(items), every(item.relative >= 0.01 for item in items), deltas(items), source="AWQ paper, table 4"
-    )
+    return Finding(listing(items), every(item.relative >= 0.01 for item in items), deltas(items), source=sources(items))
 
 
 @claim("gptq", "GPTQ gives near-lossless 4-bit models: perplexity rises by less than 0.1.")
@@ -63,7 +67,7 @@ def gptq_is_near_lossless(proof: Evidence) -> Finding:
         every(item.delta < 0.1 for item in items),
         deltas(items),
         "on the largest models; at 7B the published increase is 0.16",
-        "AWQ paper table 4; GPTQ paper",
+        sources(items),
     )
 
 
@@ -71,9 +75,7 @@ def gptq_is_near_lossless(proof: Evidence) -> Finding:
 def gptq_degrades_at_3_bits(proof: Evidence) -> Finding:
     """Perplexity of GPTQ int3-g128 at least 5 % higher."""
     items = found(proof, "GPTQ int3-g128")
-    return Finding(
-        listing(items), every(item.relative >= 0.05 for item in items), deltas(items), source="AWQ paper, table 4"
-    )
+    return Finding(listing(items), every(item.relative >= 0.05 for item in items), deltas(items), source=sources(items))
 
 
 @claim("gptq", "Two bits destroy quality for all but the smallest tasks.")
@@ -85,7 +87,7 @@ def two_bits_destroy_quality(proof: Evidence) -> Finding:
         every(item.relative >= 0.25 for item in items),
         {f"{item.model} ({item.source})": item.relative for item in items},
         "newer models, trained on more tokens a parameter, suffer more; Q2_K holds about 3 bits a weight",
-        "llama.cpp's tables",
+        sources(items),
     )
 
 

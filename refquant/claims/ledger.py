@@ -20,26 +20,40 @@ from refquant.bandwidth.quality import Quality, measured
 from refquant.errors import BadInput, UnknownName
 
 HOLDS, CONDITIONS, CORRECTED = "holds", "holds under conditions", "corrected"
+RECORDED = ("compare.json", "layers.json")
 TOPICS = ("bandwidth", "gptq", "awq", "gguf", "choosing", "serving")
 
 
 @dataclass
 class Evidence:
-    """What was measured on a model.
+    """What was measured on models.
 
-    results : quality by label of a row, from `refquant compare --json`; empty where it was not run.
-    layers : statistics of weights and activations, from `measure.layers`; by default those of SmolLM2 in this package.
+    results : quality by label of a row, from `refquant compare --json`.
+    layers : by model, statistics of its weights and activations, from `measure.layers`.
     """
 
     results: dict[str, Quality] = field(default_factory=dict)
-    layers: dict = field(default_factory=dict)
+    layers: dict[str, dict] = field(default_factory=dict)
+
+    def of_layers(self, statistic: str) -> list[float]:
+        """Return a statistic of every layer of every model."""
+        return [value for found in self.layers.values() for value in found[statistic]]
+
+    @property
+    def models(self) -> str:
+        """The models whose layers were measured."""
+        return "measured on " + " and ".join(self.layers)
 
 
 def evidence(results=None, layers: dict | None = None) -> Evidence:
-    """Gather the evidence: `results` a path or mapping of `refquant compare --json`, `layers` of `measure.layers`."""
-    if layers is None:
-        layers = json.loads(resources.files(__package__).joinpath("smollm2.json").read_text(encoding="utf-8"))
-    return Evidence(measured(results) if results is not None else {}, layers)
+    """Gather the evidence: what was recorded in this package (on `tiny` and SmolLM2), and what is given.
+
+    results : a path or mapping of `refquant compare --json`; its rows take the place of the recorded ones
+    layers : by model, of `measure.layers`, instead of the recorded ones
+    """
+    kept = {name: json.loads(resources.files(__package__).joinpath(name).read_text("utf-8")) for name in RECORDED}
+    rows = measured(kept["compare.json"]) | (measured(results) if results is not None else {})
+    return Evidence(rows, layers or kept["layers.json"])
 
 
 @dataclass(frozen=True)

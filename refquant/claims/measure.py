@@ -6,7 +6,7 @@ largest mean magnitude (AWQ's measure), channels taken as uncorrelated::
 
     error of channel j = mean(x_j^2) * sum_i (W_ij - W'_ij)^2
 
-`python -m refquant.claims.measure MODEL` prints the result as JSON; `smollm2.json` beside this file is one.
+`python -m refquant.claims.measure tiny smollm2` prints the result as JSON; `layers.json` beside this file is one.
 """
 
 import json
@@ -47,13 +47,15 @@ def layers(model, ids, name: str) -> dict:
     return {"model": name, "tokens": int(np.asarray(ids).size)} | found
 
 
-def main(name: str = "smollm2") -> None:
-    """Measure a model on four windows of 512 tokens of the calibration text, and print JSON."""
+def main(*names: str) -> None:
+    """Measure models on four windows of 512 tokens of their calibration text, and print JSON by name."""
     from refquant import models
-    from refquant.models.calibrate import default_calibration
 
-    model, tokenizer = models.load(name)
-    print(json.dumps(layers(model, default_calibration(tokenizer, windows=4), name)))
+    found = {}
+    for name in names:
+        model, tokenizer = models.load(name)
+        found[name] = layers(model, models.data.calibration(name, tokenizer, windows=4).ids, name)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from refquant.errors import BadInput
 from refquant.grids import as_grid, check_inputs, check_weights
 from refquant.methods import rtn
 from refquant.methods.registry import Method, gpu_rows, register_method
-from refquant.quantized import Quantized
+from refquant.quantized import Quantized, find_format
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ def search(
     include_one: bool = False,
     duo_scaling: bool = False,
     with_clip: bool = False,
+    backend: str = "numpy",
 ) -> Result:
     """Search the scale of the input channels that several layers share (q, k and v; gate and up; or one alone).
 
@@ -79,6 +80,8 @@ def search(
     with_clip : bool
         Also search the clipping of each matrix of W s (`Result.clip`). Not for q and k: their outputs are multiplied
         with each other, so the error of either alone says little.
+    backend : str
+        Who computes the errors of the exponents: "numpy" is the definition; "cuda" where it exists, without `forward`.
 
     Raises
     ------
@@ -86,6 +89,8 @@ def search(
         No tokens, NaN or infinity, matrices of different widths, no exponent with a finite error.
     UnknownName
         No such grid.
+    BackendUnavailable
+        No such backend, or none for this grid.
 
     Notes
     -----
@@ -104,8 +109,6 @@ def search(
     if n_grid < 1:
         raise BadInput(f"n_grid must be at least 1, got {n_grid!r}")
     x = check_inputs(x, ws[0].shape[1])
-    forward = forward or (lambda ws: np.concatenate([x @ w.T for w in ws], axis=1))
-
     x_mean = np.abs(x).mean(axis=0, dtype=np.float64) if mean_abs is None else np.asarray(mean_abs, np.float64)
     if x_mean.shape != x.shape[1:] or not (np.isfinite(x_mean) & (x_mean >= 0)).all():
         raise BadInput(f"mean_abs: expected {x.shape[1]} finite values of at least 0, got shape {x_mean.shape}")
@@ -113,14 +116,10 @@ def search(
     alphas = np.arange(n_grid + include_one) / n_grid
     candidates = [channel_scales(alpha, x_mean, w_mean) for alpha in alphas]
 
-    before = np.asarray(forward(ws), np.float64)
-    errors = np.full(len(alphas), np.inf)
-    for i, s in enumerate(candidates):
-        try:
-            after = forward([rtn.rounded(w * s, grid) / s for w in ws])
-        except BadInput:  # a group's scale beyond float16
-            continue
-        errors[i] = np.square(np.asarray(after, np.float64) - before).mean()
+    if forward:
+        errors = _errors(ws, x, grid, candidates, forward)
+    else:
+        errors = ops.find_op("awq", find_format(grid.name).family)(ws, x, grid, candidates, backend=backend)
     errors[np.isnan(errors)] = np.inf
     best = int(np.argmin(errors))
     if not np.isfinite(errors[best]):
@@ -129,6 +128,29 @@ def search(
     s = candidates[best]
     limits = [clip(w * s, x / s, grid) for w in ws] if with_clip else None
     return Result(s, float(alphas[best]), alphas, errors, limits)
+
+
+def _errors(ws, x, grid, candidates, forward=None) -> np.ndarray:
+    """Mean squared change of the output for each of the candidate scales, float64; infinite beyond float16."""
+    forward = forward or (lambda ws: np.concatenate([x @ w.T for w in ws], axis=1))
+    before = np.asarray(forward(ws), np.float64)
+    errors = np.full(len(candidates), np.inf)
+    for i, s in enumerate(candidates):
+        try:
+            after = forward([rtn.rounded(w * s, grid) / s for w in ws])
+        except BadInput:  # a group's scale beyond float16
+            continue
+        errors[i] = np.square(np.asarray(after, np.float64) - before).mean()
+    return errors
+
+
+def _traffic(shape, name, m=1, candidates=20):
+    """Read w and x; m n k multiplications and additions for each candidate and for the layer as it is."""
+    n, k = shape
+    return ops.Traffic(4 * n * k + 4 * m * k, 8 * candidates, 2 * m * n * k * (candidates + 1))
+
+
+ops.register("awq", _errors, _traffic)
 
 
 def channel_scales(alpha: float, x_mean: np.ndarray, w_mean: np.ndarray | None = None) -> np.ndarray:

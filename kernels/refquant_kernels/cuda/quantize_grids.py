@@ -1,0 +1,193 @@
+"""quantize to the uniform grids, NF4, FP8 and LLM.int8 on the GPU: round to nearest, the same arrays as "numpy".
+
+The kernels are in quantize_int.cu and quantize_codebook.cu. LLM.int8 needs none: torch's own operations, one rounding
+each, are the reference's.
+"""
+
+import numpy as np
+
+from refquant import ops
+from refquant.errors import BadInput
+from refquant.formats.bits import packed_bytes
+from refquant.formats.fp8 import _SCALE, _shared
+from refquant.grids import as_grid
+from refquant.methods import llm_int8
+from refquant.methods.nf4 import nest
+from refquant.quantized import Quantized
+from refquant_kernels.cuda import launch
+from refquant_kernels.cuda.tensors import aligned, empty, on_host, run, to_gpu
+
+# ---- uniform grids
+
+
+def pack(codes, bits: int):
+    """Codes, uint8 tensor [n, k], as dense streams [n, bytes of a row]."""
+    n, k = codes.shape
+    if bits == 8:
+        return codes
+    out = empty((n, packed_bytes(k, bits)), "uint8", codes)
+    run("quantize_int.cu", "pack", out.numel(), codes, n, k, bits, out)
+    return out
+
+
+def fit_groups(w, grid):
+    """Scales and zero-points, float32 tensors [n, G], of the groups of `w` [n, k]; `IntGrid.fit_groups`."""
+    n, k = w.shape
+    size = grid.group_size or k
+    scales, zeros = (empty((n, -(-k // size)), "float32", w) for _ in range(2))
+    half, sym = int(grid.scale_dtype == "float16"), int(grid.sym)
+    run("quantize_int.cu", "fit", 32 * scales.numel(), w, n, k, size, grid.bits, sym, half, scales, zeros)
+    check_scales(scales, grid)
+    return scales, zeros
+
+
+def check_scales(scales, grid) -> None:
+    """Raise `BadInput` where a scale is infinite, as `IntGrid` does. Waits for the GPU."""
+    if not bool(launch.torch().isfinite(scales).all()):
+        raise BadInput(f"{grid.name}: a scale does not fit {grid.scale_dtype}; use scale_dtype='float32'")
+
+
+def encode_groups(w, grid):
+    """Round `w`, float32 tensor [n, k], to a uniform grid: the arrays of the format, as tensors."""
+    n, k = w.shape
+    size, bits, w = grid.group_size or k, grid.bits, aligned(w)
+    if size in (32, 64, 128) and k % size == 0 and bits in (2, 4, 8) and grid.scale_dtype == "float16":
+        groups = n * k // size
+        codes, scales = empty((n, packed_bytes(k, bits)), "uint8", w), empty((n, k // size), "float16", w)
+        zeros = empty((n, k // size), "uint8", w)
+        run(
+            "quantize_int.cu", "quantize_groups", n * k // 4, w, groups, size, bits, int(grid.sym), codes, scales, zeros
+        )
+        check_scales(scales, grid)
+    else:
+        scales, zeros = fit_groups(w, grid)
+        codes = empty((n, k), "uint8", w)
+        run("quantize_int.cu", "encode", n * k, w, scales, zeros, n, k, size, bits, codes)
+        torch = launch.torch()
+        codes, scales, zeros = pack(codes, bits), scales.to(getattr(torch, grid.scale_dtype)), zeros.to(torch.uint8)
+    arrays = {"codes": codes, "scales": scales}
+    return arrays if grid.sym else arrays | {"zeros": pack(zeros, bits)}
+
+
+def round_groups(w, grid):
+    """What rounding to a uniform grid makes of `w`, float32 tensor [n, k]; `rtn.rounded`."""
+    (n, k), w = w.shape, w.contiguous()
+    (scales, zeros), out = fit_groups(w, grid), empty(w.shape, "float32", w)
+    run("quantize_int.cu", "round_groups", n * k, w, scales, zeros, n, k, grid.group_size or k, grid.bits, out)
+    return out
+
+
+@ops.fast_path("quantize", "int", backend="cuda")
+def quantize_int(w, name, importance=None):
+    """RTN on a uniform grid."""
+    return Quantized(name, w.shape, on_host(encode_groups(to_gpu(w), as_grid(name))))
+
+
+# ---- NF4
+
+
+def encode_nf4(w, grid):
+    """Codes, two a byte, uint8 [ceil(n k / 2), 1], and absmax float32 [blocks], tensors, of `w` [n, k]."""
+    count, size = w.numel(), grid.group_size
+    codes = empty((-(-count // 2), 1), "uint8", w)
+    absmax = empty((-(-count // size),), "float32", w)
+    levels = grid.codebook.values
+    middles = to_gpu((levels[:-1] + levels[1:]) / np.float32(2))
+    run("quantize_codebook.cu", "nf4", 32 * len(absmax), w.contiguous(), middles, count, size, codes, absmax)
+    return codes, absmax
+
+
+@ops.fast_path("quantize", "nf4", backend="cuda")
+def quantize_nf4(w, name, importance=None):
+    """Codes on the GPU; double quantization, of one number for 64 weights, by the reference."""
+    grid = as_grid(name)
+    codes, absmax = (tensor.cpu().numpy() for tensor in encode_nf4(to_gpu(w), grid))
+    scales = nest(absmax) if grid.nested else {"absmax": absmax}
+    return Quantized(name, w.shape, {"weight": codes, "quant_map": grid.codebook.values} | scales)
+
+
+# ---- FP8
+
+
+def encode_fp8(w, grid):
+    """Codes uint8 [n, k] and scales float32 [row blocks, groups], tensors, of `w` [n, k] on an FP8 grid."""
+    (n, k), w, torch = w.shape, w.contiguous(), launch.torch()
+    rows, columns = grid.rows or n, grid.group_size or k
+    down, across = -(-n // rows), -(-k // columns)
+    size = torch.nn.functional.pad(w.abs(), (0, across * columns - k, 0, down * rows - n))
+    peaks = size.view(down, rows, across, columns).amax(dim=(1, 3))
+    scales = to_gpu(grid.scale(peaks.cpu().numpy()).astype(np.float32))
+    codes, book = empty((n, k), "uint8", w), grid.codebook
+    shape, largest = (n, k, rows, columns), len(book.magnitudes) - 1
+    signed_zero = int(book.special != "fnuz")
+    args = (*shape, book.fraction_bits, book.bias, largest, signed_zero, codes)
+    run("quantize_codebook.cu", "fp8", n * k, w, scales, *args)
+    return codes, scales
+
+
+@ops.fast_path("quantize", "fp8", backend="cuda")
+def quantize_fp8(w, name, importance=None):
+    """Codes by a kernel, the maxima by torch."""
+    codes, scales = (tensor.cpu().numpy() for tensor in encode_fp8(to_gpu(w), as_grid(name)))
+    shared = _shared(name)
+    return Quantized(name, w.shape, {"weight": codes, _SCALE[shared]: scales[0] if shared == "tensor" else scales})
+
+
+# ---- LLM.int8
+
+
+def int8_rows(a):
+    """Codes int8 [m, k] and largest magnitudes float32 [m] of a float16 tensor [m, k]; `llm_int8.rowwise`."""
+    torch, largest = launch.torch(), a.abs().amax(dim=1).float()
+    factor = llm_int8.LEVELS * torch.where(largest > 0, 1 / largest, 0.0)
+    levels = torch.round(a.float() * factor[:, None])
+    return levels.clamp(-llm_int8.LEVELS, llm_int8.LEVELS).to(torch.int8), largest
+
+
+def to_half(a):
+    """A tensor rounded to float16; raises `BadInput` beyond it. Waits for the GPU."""
+    half = a.half()
+    if not bool(launch.torch().isfinite(half).all()):
+        raise BadInput(f"llm-int8 rounds to float16 first, and {float(a.abs().max()):.3g} is beyond it (65504)")
+    return half
+
+
+@ops.fast_path("quantize", "llm-int8", backend="cuda")
+def quantize_int8(w, name, importance=None):
+    """Rows of int8 codes and their maxima."""
+    codes, largest = int8_rows(to_half(to_gpu(w)))
+    return Quantized(name, w.shape, on_host({"CB": codes, "SCB": largest}))
+
+
+@ops.fast_path("matmul", "llm-int8", backend="cuda")
+def matmul_int8(x, q):
+    """`llm_int8.matmul`: int8 by tensor cores (`torch._int_mm`), the columns with outliers apart, in float32."""
+    torch = launch.torch()
+    tokens = llm_int8.check_inputs(np.atleast_2d(x), q.shape[1])
+    CB, SCB = to_gpu(q.arrays["CB"]), to_gpu(q.arrays["SCB"])
+    y = multiply_int8(to_gpu(tokens), CB, SCB, float(q.arrays.get("threshold", llm_int8.THRESHOLD)))
+    torch.cuda.synchronize() if y.is_cuda else None
+    return y.cpu().numpy().reshape(*np.shape(x)[:-1], q.shape[0])
+
+
+def multiply_int8(x, CB, SCB, threshold: float = llm_int8.THRESHOLD):
+    """Tokens, float32 tensor [m, k], times the weights CB int8 [n, k], SCB float32 [n]: float32 [m, n]."""
+    torch = launch.torch()
+    large = (x.half().abs() >= threshold) & (threshold > 0)
+    codes, largest = int8_rows(to_half(torch.where(large, 0.0, x)))
+    columns = large.any(dim=0)
+    codes[:, columns] = 0
+    y = int_product(codes, CB).float() * (largest[:, None] * SCB) * np.float32(llm_int8.DEQUANTIZE).item()
+    O = columns.nonzero()[:, 0]
+    if len(O):
+        weights = CB[:, O].float() * SCB[:, None] * np.float32(1 / llm_int8.LEVELS).item()
+        y += x[:, O] @ weights.T
+    return y
+
+
+def int_product(a, b):
+    """Product of int8 tensors [m, k] and [n, k], int32 [m, n]; `torch._int_mm` wants 17 rows and multiples of 8."""
+    torch, (m, k), n = launch.torch(), a.shape, len(b)
+    pad = torch.nn.functional.pad
+    a, b = pad(a, (0, -k % 16, 0, max(0, 32 - m))), pad(b, (0, -k % 16, 0, -n % 16))
+    return torch._int_mm(a, b.T)[:m, :n]

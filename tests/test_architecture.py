@@ -32,12 +32,15 @@ MAY_IMPORT = {
     "bandwidth": BASE,
     "bench": BASE | {"bandwidth", "models"},
     "claims": BASE | {"bandwidth", "models"},
+    "classroom": BASE | {"course"},
     "verify": BASE | {"evaluate", "models"},
     "course": {"errors", "formats"},
     "figures": BASE | {"inspect_block", "inspect_layout", "evaluate", "bandwidth", "bench", "claims", "verify"},
     # Widgets are imported by notebooks only: no set holds them.
     "widgets": BASE | {"inspect_block", "evaluate", "models", "bandwidth", "claims", "figures"},
-    "cli": BASE | {"inspect_file", "evaluate", "models", "compare", "bandwidth", "bench", "claims", "course", "verify"},
+    "cli": BASE
+    | {"inspect_file", "evaluate", "models", "compare", "bandwidth", "bench", "claims", "course", "verify"}
+    | {"classroom"},
 }
 METHOD_LINES, MODULE_LINES = 150, 250
 

@@ -72,17 +72,18 @@ def test_a_declaration_gives_the_types(folder):
         launch.parameters("a.cu", "gone")
 
 
-def test_the_hash_covers_headers_and_nothing_else(folder):
-    (folder / "a.cu").write_text(SOURCE)
-    (folder / "h.cuh").write_text("typedef unsigned short f16;\n")
-    (folder / "other.cuh").write_text("")
-    before = launch.source_hash("a.cu")
-    launch.sources.cache_clear()
-    (folder / "other.cuh").write_text("int a;")
-    assert launch.source_hash("a.cu") == before
-    launch.sources.cache_clear()
-    (folder / "h.cuh").write_text("typedef unsigned short f16; \n")
-    assert launch.source_hash("a.cu") != before
+def test_the_hash_covers_the_code_of_file_and_headers(folder):
+    def hash_with(header, other=""):
+        (folder / "a.cu").write_text(SOURCE)
+        (folder / "h.cuh").write_text(header)
+        (folder / "other.cuh").write_text(other)
+        launch.sources.cache_clear()
+        return launch.source_hash("a.cu")
+
+    before = hash_with("typedef unsigned short f16;\n")
+    assert hash_with("typedef unsigned short f16;\n", "int a;") == before
+    assert hash_with("// a comment\ntypedef unsigned  short f16; /* another */\n") == before
+    assert hash_with("typedef unsigned int f16;\n") != before
 
 
 def test_compiled_code_is_kept_and_a_damaged_file_is_not_used(folder, monkeypatch):

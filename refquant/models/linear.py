@@ -62,6 +62,10 @@ class QuantLinear(nn.Module):
             self._dense = torch.from_numpy(ops.dequantize(self.quantized)).to(like)
         return self._dense
 
+    def forget_dense(self) -> None:
+        """Free what `dense` keeps; it is computed again when needed."""
+        self._dense = None
+
     def extra_repr(self) -> str:
         """Shown in the model's printout."""
         return f"{self.quantized!r}, bias={self.bias is not None}, backend={self.backend}"

@@ -10,6 +10,7 @@
     formats     the same numbers as bytes
     models      load a language model, calibrate, quantize its Linear layers, save
     evaluate    layer error, perplexity, KL divergence
+    verify      the conformance kit
     cli         the `refquant` command
 
 Letters, everywhere: m tokens, n outputs, k inputs, g weights that share a scale; W, X, H, Hinv as in the papers.
@@ -44,7 +45,7 @@ __all__ = [
 ]
 
 # Loaded when first used: `models` needs torch, and the others are not needed to quantize an array.
-_LAZY = {name: f"refquant.{name}" for name in ("bandwidth", "claims", "evaluate", "models")}
+_LAZY = {name: f"refquant.{name}" for name in ("bandwidth", "claims", "evaluate", "models", "verify")}
 _LAZY["gguf"] = "refquant.formats.gguf"
 
 

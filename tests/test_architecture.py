@@ -30,11 +30,12 @@ MAY_IMPORT = {
     "bandwidth": BASE,
     "bench": BASE | {"bandwidth", "models"},
     "claims": BASE | {"bandwidth", "models"},
+    "verify": BASE | {"evaluate", "models"},
     "course": {"errors", "formats"},
     "figures": BASE | {"evaluate", "bandwidth", "claims"},
     # Widgets are imported by notebooks only: no set holds them.
     "widgets": BASE | {"evaluate", "models", "bandwidth", "claims", "figures"},
-    "cli": BASE | {"inspect_file", "evaluate", "models", "compare", "bandwidth", "bench", "claims", "course"},
+    "cli": BASE | {"inspect_file", "evaluate", "models", "compare", "bandwidth", "bench", "claims", "course", "verify"},
 }
 METHOD_LINES, MODULE_LINES = 150, 250
 

@@ -14,7 +14,7 @@ import numpy as np
 
 import refquant as rq
 from refquant import ops
-from refquant.bench import peers
+from refquant.bench import gpu_report, peers
 from refquant.quantized import Quantized
 
 BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
@@ -195,7 +195,10 @@ def run(args) -> int:
 
     line(HEADER)
     result = measure(args, on_row=lambda row: line(cells(row)))
-    for path, text in ((args.json, json.dumps(result, indent=1) + "\n"), (args.markdown, markdown(result))):
+    table = markdown(result)
+    if args.markdown and Path(args.markdown).exists():  # what was measured on a GPU stays
+        table = "\n".join(filter(None, (table, gpu_report.gpu_part(Path(args.markdown).read_text(encoding="utf-8")))))
+    for path, text in ((args.json, json.dumps(result, indent=1) + "\n"), (args.markdown, table)):
         if path:
             part = Path(f"{path}.part")
             part.write_text(text, encoding="utf-8")

@@ -21,6 +21,7 @@ COMMANDS = {
     "plan": "bytes and predicted speed of a model on a device, or split between GPU and CPU",
     "choose": "which quantization, from where you serve, how much memory and how much loss",
     "claims": "the lesson's quantitative statements, each tested",
+    "verify": "check a quantizer, decoder, packer, kernel or file against what other programs say",
     "bench": "the fast paths against other programs, measured in one run",
     "models": "the models that can be had by name",
     "notebooks": "build the course's notebooks from their scripts, or check that they are in step",

@@ -1,20 +1,17 @@
-"""`refquant bench WHAT`: speed, against peers or a prediction, measured in one run. WHAT is a module of `bench`."""
+"""`refquant bench cpu` and `refquant bench gpu`: the fast paths against their peers, in one run."""
 
-from refquant.bench import cpu, split
+from refquant.bench import cpu, gpu
 
-MODULES = {
-    "cpu": (cpu, "the Numba paths against ggml and torch"),
-    "split": (split, "a model on two backends, beside the prediction"),
-}
+DEVICES = {"cpu": cpu, "gpu": gpu}
 
 
 def add_arguments(parser) -> None:
-    """Add what can be measured, each with its own options."""
-    what = parser.add_subparsers(dest="device", metavar="WHAT", required=True)
-    for name, (module, summary) in MODULES.items():
-        module.add_arguments(what.add_parser(name, help=summary, description=summary.capitalize() + "."))
+    """Add the options of `refquant bench`."""
+    devices = parser.add_subparsers(dest="device", required=True, metavar="cpu|gpu")
+    for name, module in DEVICES.items():
+        module.add_arguments(devices.add_parser(name, help=module.__doc__.splitlines()[0]))
 
 
 def run(args) -> int:
     """Measure; the table says the machine, the versions and the date."""
-    return MODULES[args.device][0].run(args)
+    return DEVICES[args.device].run(args)

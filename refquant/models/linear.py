@@ -19,6 +19,9 @@ class QuantLinear(nn.Module):
         A backend of `refquant.matmul`: "numpy", "numba", "cuda". Or "dense": dequantize once, keep the float weights
         and multiply with torch: the same numbers for evaluation, at the memory of the unquantized layer. A format with
         a product of its own (LLM.int8 rounds x as well) has no such short cut: "dense" is then "numpy".
+        With "cuda" and activations on a GPU nothing leaves it: the weights are packed there at the first call (a second
+        for each billion), activations other than float16 and bfloat16 are rounded to float16, and a step can be
+        captured in a CUDA graph. No gradient flows through it.
     """
 
     def __init__(self, quantized: Quantized, bias: torch.Tensor | None = None, backend: str = "dense"):
@@ -33,9 +36,19 @@ class QuantLinear(nn.Module):
         """Map x [..., in] to [..., out], in x's dtype."""
         if self.backend == "dense":
             return nn.functional.linear(x, self.dense(x), self.bias)
-        y = ops.matmul(x.detach().float().cpu().numpy(), self.quantized, backend=self.backend)
-        y = torch.from_numpy(y).to(x)
+        if self.backend == "cuda" and x.is_cuda and ops.weight_only(self.quantized.format):
+            y = self._on_gpu(x.detach())
+        else:
+            y = ops.matmul(x.detach().float().cpu().numpy(), self.quantized, backend=self.backend)
+            y = torch.from_numpy(y).to(x)
         return y if self.bias is None else y + self.bias
+
+    def _on_gpu(self, x: torch.Tensor) -> torch.Tensor:
+        ops.load_backend("cuda")
+        from refquant_kernels.cuda import products
+
+        half = x if x.dtype in (torch.float16, torch.bfloat16) else x.half()
+        return products.prepare(self.quantized, x.device)(half, wide=half is not x).to(x.dtype)
 
     def dense(self, like: torch.Tensor) -> torch.Tensor:
         """Dequantized weights [out, in] in the dtype and on the device of `like`, computed once."""

@@ -5,6 +5,12 @@ Reading order:
 
     launch            compile, check, launch
     numbers.cuh       float16 and bfloat16
+    decode.cu         what the bytes of every format stand for;  dequantize: the operation
+    gemv_plain.cu     two first attempts at a product with one token
+    strips.cuh        weights in the order of the tensor cores;  strips: packing them
+    gemv.cu           products with one token
+    gemm.cu           products with more; gemm_sm90.cu (wgmma.cuh): on Hopper;  products: the operation
+    decoder.cu        what a model does between its products;  decoder: one token, as a CUDA graph
     tensors           between NumPy and the GPU
     encoders          quantize to the block formats: quantize_k.cu (and _plain), quantize_legacy.cu, quantize_iq.cu,
                       quantize_rounded.cu, which share arithmetic.cuh, searches.cuh, k_blocks.cuh, tile.cuh
@@ -12,6 +18,6 @@ Reading order:
     gptq, awq         gptq.cu; products and factors by torch
 """
 
-from refquant_kernels.cuda import awq, encoders, gptq, quantize_grids
+from refquant_kernels.cuda import awq, dequantize, encoders, gptq, products, quantize_grids
 
-__all__ = ["awq", "encoders", "gptq", "quantize_grids"]
+__all__ = ["awq", "dequantize", "encoders", "gptq", "products", "quantize_grids"]

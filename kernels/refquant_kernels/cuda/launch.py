@@ -85,6 +85,29 @@ def torch():
 
 
 @functools.cache
+def capability(device: int) -> tuple[int, int]:
+    """Compute capability of a device."""
+    return torch().cuda.get_device_capability(device)
+
+
+def current_stream(device: int) -> int:
+    """Handle of torch's current stream on a device, the quick way (as torch's own compiler asks for it)."""
+    return torch()._C._cuda_getCurrentRawStream(device)
+
+
+def current_device() -> int:
+    """Index of torch's current device."""
+    return torch()._C._cuda_getDevice()
+
+
+@functools.cache
+def properties(device: int) -> tuple[int, int]:
+    """Multiprocessors of a device, and bytes of shared memory that one block may have."""
+    found = torch().cuda.get_device_properties(device)
+    return found.multi_processor_count, found.shared_memory_per_block_optin
+
+
+@functools.cache
 def nvrtc():
     """NVRTC: the one that torch brings or a wheel has installed, else the system's."""
     found = importlib.util.find_spec("nvidia")
@@ -111,6 +134,14 @@ def driver():
         return ctypes.CDLL("libcuda.so.1")
     except OSError:
         raise BackendUnavailable("backend 'cuda': no NVIDIA driver (libcuda.so.1) on this machine") from None
+
+
+@functools.cache
+def launcher():
+    """The driver's function that launches a kernel."""
+    function = driver().cuLaunchKernelEx
+    function.argtypes = [ctypes.c_void_p] * 4
+    return function
 
 
 def _driver_call(name: str, *args) -> None:
@@ -181,9 +212,11 @@ def _text(program, what: str) -> bytes:
 
 def cache_folder() -> Path:
     """Where compiled code is kept: `REFQUANT_CUDA_CACHE`, else in the user's cache folder."""
+    if named := os.environ.get("REFQUANT_CUDA_CACHE"):
+        return Path(named)
     import platformdirs
 
-    return Path(os.environ.get("REFQUANT_CUDA_CACHE") or Path(platformdirs.user_cache_dir("refquant")) / "cuda")
+    return Path(platformdirs.user_cache_dir("refquant")) / "cuda"
 
 
 @functools.cache
@@ -236,21 +269,31 @@ def parameters(file: str, name: str, defines: tuple = ()) -> tuple[tuple[str, st
     return tuple(result)
 
 
+# CUlaunchConfig: grid, block, bytes of shared memory, stream, attributes, how many. CUlaunchAttribute: id, value; the
+# one attribute is CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION.
+_CONFIG = struct.Struct("@7IPPI")
+_OVERLAP = ctypes.create_string_buffer(struct.pack("@i4xi60x", 6, 1))
+
+
 class Kernel:
     """A kernel and what it takes. Call it as `kernel(grid, block, *args, shared=bytes)`."""
 
     def __init__(self, file: str, name: str, options: tuple[str, ...], defines: tuple):
         self.file, self.name, self.options = file, name, options
         self.parameters = parameters(file, name, defines)
-        self._layout = struct.Struct("@" + "".join("P" if t[-1] == "*" else SCALARS[t] for _, t in self.parameters))
+        # (place, boundary - 1, dtypes) of every pointer; the first one's device is the kernel's
+        self._pointers = [
+            (i, POINTERS[kind[:-1]][0] - 1, {getattr(torch(), dtype) for dtype in POINTERS[kind[:-1]][1]})
+            for i, (_, kind) in enumerate(self.parameters)
+            if kind[-1] == "*"
+        ]
+        self._layout = struct.Struct("@" + "".join(SCALARS.get(kind, "P") for _, kind in self.parameters))
         self._buffer = ctypes.create_string_buffer(self._layout.size)
         self._size = ctypes.c_size_t(self._layout.size)
         # CU_LAUNCH_PARAM_BUFFER_POINTER, its address, CU_LAUNCH_PARAM_BUFFER_SIZE, its address, end
         self._extra = (ctypes.c_void_p * 5)(1, ctypes.addressof(self._buffer), 2, ctypes.addressof(self._size), 0)
-        self._dtypes = [
-            {getattr(torch(), d) for d in POINTERS[t[:-1]][1]} if t[-1] == "*" else None for _, t in self.parameters
-        ]
-        self._boundaries = [POINTERS[t[:-1]][0] - 1 if t[-1] == "*" else 0 for _, t in self.parameters]
+        self._config, self._configured = ctypes.create_string_buffer(_CONFIG.size), None
+        self._addresses = ctypes.addressof(self._config), ctypes.addressof(self._extra)
         self._functions = {}  # by device
         self._shared = {}
 
@@ -260,14 +303,15 @@ class Kernel:
             with torch().cuda.device(device):
                 torch().cuda.current_stream()  # makes sure that torch's context exists and is current
                 torch().cuda.synchronize()
-                arch = "sm_{}{}".format(*torch().cuda.get_device_capability(device))
+                arch = "sm_{}{}".format(*capability(device))
+                arch += "a" if arch == "sm_90" else ""  # with the instructions that only this one has
                 module, function = ctypes.c_void_p(), ctypes.c_void_p()
                 _driver_call("cuModuleLoadData", ctypes.byref(module), cubin(self.file, arch, self.options))
                 _driver_call("cuModuleGetFunction", ctypes.byref(function), module, self.name.encode())
-                self._functions[device] = function
+                self._functions[device] = function.value
         return self._functions[device]
 
-    def __call__(self, grid, block, *args, shared: int = 0):
+    def __call__(self, grid, block, *args, shared: int = 0, overlap: bool = False):
         """Launch on the current stream of the tensors' device; nothing waits for it.
 
         Parameters
@@ -276,6 +320,9 @@ class Kernel:
         *args : tensors and numbers, as declared
         shared : int
             Bytes of dynamic shared memory.
+        overlap : bool
+            Let the kernel begin before the one ahead of it on the stream has ended (compute capability 9.0, else
+            ignored). It must then wait (griddepcontrol.wait) before it touches anything that one may write.
 
         Raises
         ------
@@ -283,44 +330,55 @@ class Kernel:
         """
         if len(args) != len(self.parameters):
             raise BadInput(f"{self.name} takes {[p for p, _ in self.parameters]}, got {len(args)} arguments")
-        device, values = None, []
-        for arg, dtypes, mask, parameter in zip(args, self._dtypes, self._boundaries, self.parameters, strict=True):
-            if dtypes is None:
-                values.append(arg)
-                continue
-            address = arg.data_ptr()
-            if device is None:
-                device = arg.device
-            if (dtypes and arg.dtype not in dtypes) or address & mask or not arg.is_contiguous():
-                raise BadInput(
-                    f"{self.name}: {parameter[0]} must be a contiguous tensor for {parameter[1]} on a boundary of "
-                    f"{mask + 1} bytes, got {arg.dtype} {list(arg.shape)}, strides {arg.stride()}, at {address:#x}"
-                )
-            if arg.device != device or not arg.is_cuda:
-                raise BadInput(f"{self.name}: {parameter[0]} is on {arg.device}, other arguments on {device}")
-            values.append(address)
-        index = device.index
+        index, values = args[self._pointers[0][0]].get_device(), list(args)
+        for i, mask, dtypes in self._pointers:
+            arg = args[i]
+            values[i] = address = arg.data_ptr()
+            if (
+                address & mask
+                or (dtypes and arg.dtype not in dtypes)
+                or arg.get_device() != index
+                or not arg.is_contiguous()
+            ):
+                self._refuse(args)
+        if index < 0:
+            self._refuse(args)
         function = self._functions.get(index) or self.function(index)
         if shared > self._shared.get(index, 48 << 10):
             with torch().cuda.device(index):  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-                _driver_call("cuFuncSetAttribute", function, 8, shared)
+                _driver_call("cuFuncSetAttribute", ctypes.c_void_p(function), 8, shared)
             self._shared[index] = shared
+        place = index, current_stream(index), grid, block, shared, overlap
         try:
             self._layout.pack_into(self._buffer, 0, *values)
+            if place != self._configured:
+                attributes = 1 if overlap and capability(index) >= (9, 0) else 0
+                at = ctypes.addressof(_OVERLAP)
+                _CONFIG.pack_into(self._config, 0, *grid, *block, shared, place[1], at, attributes)
+                self._configured = place
         except struct.error as problem:
             raise BadInput(f"{self.name}{tuple(p for p, _ in self.parameters)}: {problem}") from None
-        stream = torch().cuda.current_stream(index).cuda_stream
-        if torch().cuda.current_device() != index:
-            with torch().cuda.device(index):
-                self._launch(function, grid, block, shared, stream)
+        config, extra = self._addresses
+        if current_device() == index:
+            status = launcher()(config, function, None, extra)
         else:
-            self._launch(function, grid, block, shared, stream)
-
-    def _launch(self, function, grid, block, shared, stream):
-        call = driver().cuLaunchKernel
-        status = call(function, *grid, *block, shared, ctypes.c_void_p(stream), None, self._extra)
+            with torch().cuda.device(index):
+                status = launcher()(config, function, None, extra)
         if status:
             _check(f"launch of {self.name}, grid {grid}, block {block}, {shared} bytes shared", status)
+
+    def _refuse(self, args):
+        first = self._pointers[0][0]
+        for i, mask, dtypes in self._pointers:
+            arg, (name, kind) = args[i], self.parameters[i]
+            if arg.device != args[first].device or not arg.is_cuda:
+                other = f"{self.parameters[first][0]} on {args[first].device}"
+                raise BadInput(f"{self.name}: {name} is on {arg.device}, {other}; expected one GPU")
+            if (dtypes and arg.dtype not in dtypes) or arg.data_ptr() & mask or not arg.is_contiguous():
+                raise BadInput(
+                    f"{self.name}: {name} must be a contiguous tensor for {kind} on a boundary of {mask + 1} bytes, "
+                    f"got {arg.dtype} {list(arg.shape)}, strides {arg.stride()}, at {arg.data_ptr():#x}"
+                )
 
 
 @functools.cache

@@ -40,3 +40,9 @@ __device__ __forceinline__ unsigned fma_f16x2(unsigned a, unsigned b, unsigned c
 }
 
 __device__ __forceinline__ unsigned both(f16 h) { return h * 0x00010001u; }  // the same number in both halves
+
+// Activations come and results go as f16, bf16 or float: X and Y of a kernel, with IS_BF16 for X.
+__device__ __forceinline__ void put(float* to, float value) { *to = value; }
+__device__ __forceinline__ void put_half(unsigned short* to, float value, int is_bf16) {
+    *to = is_bf16 ? to_bf16(value) : to_f16(value);
+}

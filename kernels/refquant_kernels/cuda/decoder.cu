@@ -1,0 +1,99 @@
+// decoder.cu: what a Llama layer does with one token besides its products. Small: bytes and arithmetic hardly count,
+// launches do, so each kernel takes in all that lies between two products.
+//
+//   normalize   h += more;  x = h / rms(h) * weight                          one block; 4096 values: 40 KB
+//   attend      rotate q and k, append k and v to the cache, attention       a block a query head; the cache is read once
+//   gate        silu(a) b                                                    elementwise
+//
+// All wait for the kernel before them (griddepcontrol) and let the next one begin, whose weights are fetched meanwhile.
+#include "numbers.cuh"
+#include "overlap.cuh"
+
+// h [k] float32 += more [k] (if any); x [k] = h / sqrt(mean h^2 + eps) * weight. One block of 1024 threads.
+extern "C" __global__ void normalize(float* h, const f16* more, const f16* weight, f16* x, int k, int add, float eps) {
+    __shared__ float parts[32];
+    let_next_begin();
+    wait_for_previous();
+    float sum = 0;
+    for (int i = threadIdx.x; i < k; i += 1024) {
+        float value = h[i];
+        if (add) h[i] = value = value + from_f16(more[i]);
+        sum += value * value;
+    }
+    for (int step = 16; step; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = sum;
+    __syncthreads();
+    sum = parts[threadIdx.x % 32];
+    for (int step = 16; step; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    float factor = rsqrtf(sum / k + eps);
+    for (int i = threadIdx.x; i < k; i += 1024) x[i] = to_f16(h[i] * factor * from_f16(weight[i]));
+}
+
+// y [k] = silu(ab [0..k)) * ab [k..2k).
+extern "C" __global__ void gate(const f16* ab, f16* y, int k) {
+    let_next_begin();
+    wait_for_previous();
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= k) return;
+    float a = from_f16(ab[i]), b = from_f16(ab[k + i]);
+    y[i] = to_f16(a / (1 + __expf(-a)) * b);
+}
+
+// One token at `position[0]`. qkv: heads + 2 kv_heads vectors of 128; cosine, sine [places, 64]; the caches
+// [kv_heads, places, 128]. A block of 256 threads a query head; the first of those that share a head of k and v appends
+// it (the others use it from qkv, so nobody waits). Shared memory: a float a place.
+extern "C" __global__ void attend(const f16* qkv, const float* cosine, const float* sine, f16* keys, f16* values,
+                                  const int* position, f16* out, int heads, int kv_heads, int places) {
+    extern __shared__ float scores[];
+    __shared__ float q[128], k[128], parts[8], sums[2][128];
+    let_next_begin();
+    wait_for_previous();
+    int head = blockIdx.x, shared_by = heads / kv_heads, kv = head / shared_by, at = position[0];
+    int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+    f16 *its_keys = keys + (long long)kv * places * 128, *its_values = values + (long long)kv * places * 128;
+    const f16* v = qkv + (heads + kv_heads + kv) * 128;
+    if (thread < 128) {  // the two halves of a vector are rotated against each other
+        const f16* from = thread < 64 ? qkv + head * 128 : qkv + (heads + kv) * 128;
+        int i = thread % 64;
+        float a = from_f16(from[i]), b = from_f16(from[64 + i]), c = cosine[at * 64 + i], s = sine[at * 64 + i];
+        float* to = thread < 64 ? q : k;
+        to[i] = a * c - b * s, to[64 + i] = b * c + a * s;
+    }
+    __syncthreads();
+    if (head % shared_by == 0 && thread < 128)
+        its_keys[at * 128 + thread] = to_f16(k[thread]), its_values[at * 128 + thread] = v[thread];
+    float most = -1e30f;
+    for (int p = warp; p <= at; p += 8) {
+        float dot = 0;
+        if (p == at) {
+            for (int i = 0; i < 4; i++) dot += q[4 * lane + i] * from_f16(to_f16(k[4 * lane + i]));
+        } else {
+            uint2 four = *(const uint2*)(its_keys + p * 128 + 4 * lane);
+            dot += q[4 * lane] * from_f16(four.x & 0xffff) + q[4 * lane + 1] * from_f16(four.x >> 16);
+            dot += q[4 * lane + 2] * from_f16(four.y & 0xffff) + q[4 * lane + 3] * from_f16(four.y >> 16);
+        }
+        for (int step = 16; step; step /= 2) dot += __shfl_xor_sync(~0u, dot, step);
+        dot *= 0.08838834764831845f;  // 1 / sqrt(128)
+        if (lane == 0) scores[p] = dot;
+        most = fmaxf(most, dot);
+    }
+    if (lane == 0) parts[warp] = most;
+    __syncthreads();
+    for (int i = 0; i < 8; i++) most = fmaxf(most, parts[i]);
+    __syncthreads();
+    float sum = 0;
+    for (int p = thread; p <= at; p += 256) sum += scores[p] = __expf(scores[p] - most);
+    for (int step = 16; step; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    if (lane == 0) parts[warp] = sum;
+    __syncthreads();
+    sum = 0;
+    for (int i = 0; i < 8; i++) sum += parts[i];
+    int d = thread % 128, half = thread / 128;
+    float total = 0;
+#pragma unroll 8
+    for (int p = half; p < at; p += 2) total += scores[p] * from_f16(its_values[p * 128 + d]);
+    if (at % 2 == half) total += scores[at] * from_f16(v[d]);
+    sums[half][d] = total;
+    __syncthreads();
+    if (half == 0) out[head * 128 + d] = to_f16((sums[0][d] + sums[1][d]) / sum);
+}

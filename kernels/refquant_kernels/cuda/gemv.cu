@@ -1,0 +1,243 @@
+// gemv.cu: y = W x for one token, W in strips (strips.cuh), every format. This is what decode spends its time in.
+//
+// Must move, 4096 x 4096, int4-g128:   weights 8,781,824 + x 8,192 + y 16,384 B
+// Must do:                             2 n k = 33.6 MFLOP
+// Floor at 2.84 TB/s:                  3.1 us; 8192 x 28672: 43.4 us (float16: 166 us)
+//
+// v1, v2 are in gemv_plain.cu. A float32 product costs four instructions a weight, and 24 weights arrive a clock.
+//
+// v3  tensor cores as dot products    mma.sync multiplies 16 x 16 weights by 8 columns of activations in one
+//     instruction; there is only one column, but two instructions a weight are left, and they are exact. The other
+//     columns are not wasted: sub-block j's activations go to column j, the rest of that column being 0, so that column
+//     j of the result is sub-block j's sum, and each lane scales two of them. 16 rows a block, its warps share k.
+// v4  a ring of records in shared memory    cp.async fetches STAGES records ahead for each warp, without registers and
+//     without waiting; one block a multiprocessor walks over strips, and its ring runs on from strip to strip. x is
+//     brought to shared memory once.
+// v5  v4 launched with overlap=True          the first records of the next launch are fetched while this one ends.
+//
+// bfloat16 activations become float16 with a power of two, which is exact for all that lies within 2^-29 of the largest
+// (and in float32's last bits for the rest), so that one kind of tensor-core instruction serves both.
+//
+// compile with: -DX=f16 -DY=float -DIS_BF16=0 -DBITS=4 -DSUB=128 -DHEADER=6 -DVALUE=V_ZERO -DZEROS=4 -DSCALE=S_F16
+// compile with: -DX=bf16 -DY=bf16 -DY_HALF=1 -DIS_BF16=1 -DBITS=4 -DSUB=32 -DHEADER=16 -DVALUE=V_OFFSET -DOFFSET=0 -DSCALE=S_Q4_K
+// compile with: -DX=f16 -DY=float -DIS_BF16=0 -DBITS=2 -DSUB=16 -DHEADER=20 -DVALUE=V_OFFSET -DOFFSET=0 -DSCALE=S_Q2_K
+// compile with: -DX=f16 -DY=float -DIS_BF16=0 -DBITS=3 -DSUB=16 -DHEADER=14 -DVALUE=V_OFFSET -DOFFSET=4 -DSCALE=S_Q3_K
+// compile with: -DX=f16 -DY=float -DIS_BF16=0 -DBITS=8 -DSUB=128 -DHEADER=8 -DVALUE=V_E4M3 -DSCALE=S_F32
+// compile with: -DX=f16 -DY=float -DIS_BF16=0 -DBITS=4 -DSUB=64 -DHEADER=16 -DVALUE=V_LEVELS -DSCALE=S_F32
+// compile with: -DX=f16 -DY=float -DIS_BF16=0 -DBITS=4 -DSUB=32 -DHEADER=8 -DVALUE=V_TABLE -DSCALE=S_IQ4_XS -DTABLE0=0x3f2d1801u -DTABLE1=0x766a5d4eu -DTABLE2=0xa6998d81u -DTABLE3=0xf1d9c5b5u
+#include "strips.cuh"
+
+#ifndef WARPS
+#define WARPS 16
+#endif
+#ifndef STAGES
+#define STAGES 4
+#endif
+#ifndef Y
+#define Y float
+#endif
+
+// Dot products of a record's 16 rows with x; those of rows r and r + 8 are added to `low` and `high` in parts, which
+// are spread over the four lanes of r. sums: of x over the record's sub-blocks. STAGED: xs is in shared memory, and so
+// are 256 `zeros`: it is quicker to read those than not to read.
+template <int STAGED>
+__device__ __forceinline__ void add_record(const unsigned char* record, const f16* xs, const f16* zeros,
+                                           const float* sums, const unsigned* levels, int lane, float& low,
+                                           float& high) {
+    int r = lane >> 2, t = lane & 3;
+    const unsigned char *first = record + r * HEADER, *second = first + 8 * HEADER;
+    float d[2][4] = {};  // even and odd steps: two chains of additions instead of one twice as long
+#pragma unroll
+    for (int q = 0; q < 4; q++) {
+        Codes c = codes_of(record, q, lane);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int s = 4 * q + i, j = 16 * s / SUB;
+            uint2 b = {0, 0};
+            if (STAGED || r == j % 8) {
+                const f16* from = (r == j % 8 ? xs : zeros) + 16 * s + 2 * t;
+                b.x = *(const unsigned*)from, b.y = *(const unsigned*)(from + 8);
+            }
+            unsigned a[4];
+#if VALUE == V_LEVELS
+            unsigned rest[4];
+            levels_of(c, i, levels, a, rest);
+            mma(d[0], rest, b);
+            mma(d[1], a, b);
+#else
+            values_of(c, i, offset_of(record, j, lane), a);
+            mma(d[i & 1], a, b);
+#endif
+        }
+        if (SUBS > 8 ? q & 1 : q == 3) {
+            int j = (SUBS > 8 ? 4 * (q - 1) : 0) + 2 * t;
+            if (SUBS >= 8 || j < SUBS) {
+                float scale[2], minimum[2];
+                scales_of(first, j, scale, minimum);
+                low += scale[0] * ((d[0][0] + d[1][0]) * UNIT);
+                if (SUBS > 1) low += scale[1] * ((d[0][1] + d[1][1]) * UNIT);
+                if (HAS_MIN) low += minimum[0] * sums[j] + minimum[1] * sums[j + 1];
+                scales_of(second, j, scale, minimum);
+                high += scale[0] * ((d[0][2] + d[1][2]) * UNIT);
+                if (SUBS > 1) high += scale[1] * ((d[0][3] + d[1][3]) * UNIT);
+                if (HAS_MIN) high += minimum[0] * sums[j] + minimum[1] * sums[j + 1];
+            }
+#pragma unroll
+            for (int e = 0; e < 4; e++) d[0][e] = d[1][e] = 0;
+        }
+    }
+}
+
+__device__ __forceinline__ void add_lanes(float& low, float& high) {
+    for (int step = 1; step < 4; step *= 2) {
+        low += __shfl_xor_sync(~0u, low, step);
+        high += __shfl_xor_sync(~0u, high, step);
+    }
+}
+
+__device__ __forceinline__ void store(Y* y, float value) {
+#if defined(Y_HALF)
+    put_half(y, value, IS_BF16);
+#else
+    put(y, value);
+#endif
+}
+
+// A block a strip; x float16, k a multiple of 256, formats without minima.
+extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv_v3(const uint4* w, const f16* x, const unsigned* levels,
+                                                                  Y* y, int n, int k) {
+    __shared__ float parts[WARPS][16];
+    int warp = threadIdx.x / 32, lane = threadIdx.x & 31, records = k / 256;
+    const unsigned char* strip = (const unsigned char*)w + (long long)blockIdx.x * records * RECORD;
+    float low = 0, high = 0;
+    for (int i = warp; i < records; i += WARPS)
+        add_record<0>(strip + (long long)i * RECORD, x + 256 * i, 0, 0, levels, lane, low, high);
+    add_lanes(low, high);
+    if ((lane & 3) == 0) parts[warp][lane >> 2] = low, parts[warp][8 + (lane >> 2)] = high;
+    __syncthreads();
+    if (threadIdx.x < 16) {
+        float sum = 0;
+        for (int i = 0; i < WARPS; i++) sum += parts[i][threadIdx.x];
+        if (16 * blockIdx.x + threadIdx.x < n) store(y + 16 * blockIdx.x + threadIdx.x, sum);
+    }
+}
+
+// Ask for x in shared memory; the zeros behind its end are written at once.
+__device__ __forceinline__ void fetch_x(const X* x, int k, int padded, f16* xs) {
+    if (k % 8 == 0 && ((unsigned long long)x & 15) == 0) {
+        for (int i = 8 * threadIdx.x; i < padded; i += 8 * 32 * WARPS) copy16(xs + i, i < k ? x + i : x, i < k ? 16 : 0);
+    } else {
+        for (int i = threadIdx.x; i < padded; i += 32 * WARPS) xs[i] = i < k ? x[i] : 0;
+    }
+    commit();
+}
+
+// Once it is there: bfloat16 to float16, and the sums of sub-blocks. Returns what the result must be multiplied by.
+__device__ __forceinline__ float finish_x(int padded, f16* xs, float* sums, float* parts) {
+    float factor = 1, back = 1;
+#if IS_BF16
+    unsigned largest = 0;
+    for (int i = threadIdx.x; i < padded / 2; i += 32 * WARPS) {
+        unsigned pair = ((const unsigned*)xs)[i];
+        largest = max(largest, max(pair & 0x7fff, pair >> 16 & 0x7fff));
+    }
+    largest = __reduce_max_sync(~0u, largest);
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = __uint_as_float(largest);
+    __syncthreads();
+    for (int i = 0; i < WARPS; i++) largest = max(largest, __float_as_uint(parts[i]));
+    int e = largest >> 7;  // the largest is to lie between 2^14 and 2^15
+    e = largest == 0 || e == 255 ? 127 : min(max(14 + 127 - e + 127, 1), 253);
+    factor = __uint_as_float((unsigned)e << 23), back = __uint_as_float((unsigned)(254 - e) << 23);
+#endif
+    if (IS_BF16 || HAS_MIN)
+        for (int i = threadIdx.x; i < padded / 8; i += 32 * WARPS) {  // padded / 8 is a multiple of 32: whole warps
+            uint4 eight = ((uint4*)xs)[i];
+            unsigned pairs[4] = {eight.x, eight.y, eight.z, eight.w};
+            float sum = 0;
+#pragma unroll
+            for (int p = 0; p < 4; p++) {
+                if (IS_BF16) {
+                    f16 low = to_f16(from_bf16(pairs[p] & 0xffff) * factor), high = to_f16(from_bf16(pairs[p] >> 16) * factor);
+                    ((unsigned*)xs)[4 * i + p] = pairs[p] = low | high << 16;
+                }
+                if (HAS_MIN) sum += from_f16(pairs[p] & 0xffff) + from_f16(pairs[p] >> 16);
+            }
+            if (HAS_MIN) {
+                for (int step = 1; step < SUB / 8; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+                if (i % (SUB / 8) == 0) sums[i / (SUB / 8)] = sum;
+            }
+        }
+    return back;
+}
+
+// Any x and k. Shared memory: the rings, x, 640 bytes of zeros (read from the 64th
+// on: other banks than x's), and what products.gemv_shared counts besides.
+extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv_v4(const uint4* w, const X* x, const unsigned* levels,
+                                                                  Y* y, int n, int k) {
+    extern __shared__ uint4 memory[];
+    int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
+    int records = (k + 255) / 256, strips = (n + 15) / 16, padded = 256 * records;
+    unsigned char* ring = (unsigned char*)memory + warp * STAGES * RECORD;
+    f16 *xs = (f16*)((unsigned char*)memory + WARPS * STAGES * RECORD), *zeros = xs + padded;
+    float* parts = (float*)(zeros + 320);  // two sets, so that one barrier a strip is enough
+    unsigned* table = (unsigned*)(parts + 2 * WARPS * 16);
+    float* sums = (float*)(table + 16);
+
+    // The records of this block's strips, one after the other, are dealt out to its warps in turn.
+    int mine = (strips - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
+    int left = mine, next = warp, filled = 0;  // strips not yet fetched, the record to fetch, the place in the ring
+    const unsigned char* from = (const unsigned char*)w + ((long long)blockIdx.x * records + warp) * RECORD + 16 * lane;
+    const long long jump = (long long)(gridDim.x - 1) * records * RECORD;  // over the strips of other blocks
+    auto skip = [&]() {
+        while (next >= records && left > 0) next -= records, left--, from += jump;
+    };
+    skip();
+    auto fetch = [&]() {
+        if (left > 0) {
+            unsigned char* to = ring + filled * RECORD + 16 * lane;
+#pragma unroll
+            for (int o = 0; o < RECORD; o += 512)
+                if (o + 512 <= RECORD || o + 16 * lane < RECORD) copy16(to + o, from + o, 16);
+        }
+        commit();
+        filled = filled + 1 == STAGES ? 0 : filled + 1;
+        next += WARPS, from += WARPS * RECORD;
+        skip();
+    };
+    for (int i = 0; i < STAGES; i++) fetch();
+    if (threadIdx.x < 40) ((uint4*)zeros)[threadIdx.x] = make_uint4(0, 0, 0, 0);
+    let_next_begin();
+    wait_for_previous();
+    fetch_x(x, k, padded, xs);
+#if VALUE == V_LEVELS
+    if (threadIdx.x < 16) table[threadIdx.x] = levels[threadIdx.x];
+#endif
+    wait<0>();
+    __syncthreads();
+    float back = finish_x(padded, xs, sums, parts);
+    if (IS_BF16 || HAS_MIN) __syncthreads();
+    int record = warp;
+    for (int s = 0; s < mine; s++) {
+        float low = 0, high = 0;
+        for (; record < records; record += WARPS) {
+            wait<STAGES - 1>();
+            __syncwarp();
+            add_record<1>(ring + filled * RECORD, xs + 256 * record, zeros + 32, sums + SUBS * record, table, lane, low, high);
+            __syncwarp();
+            fetch();
+        }
+        record -= records;
+        add_lanes(low, high);
+        float* set = parts + (s & 1) * WARPS * 16;
+        if ((lane & 3) == 0) set[16 * warp + (lane >> 2)] = low, set[16 * warp + 8 + (lane >> 2)] = high;
+        __syncthreads();
+        if (warp == s % WARPS) {
+            float sum = 0;
+#pragma unroll
+            for (int i = 0; i < WARPS / 2; i++) sum += set[16 * (2 * i + (lane >> 4)) + (lane & 15)];
+            sum += __shfl_xor_sync(~0u, sum, 16);
+            int row = 16 * (blockIdx.x + gridDim.x * s) + lane;
+            if (lane < 16 && row < n) store(y + row, sum * back);
+        }
+    }
+}

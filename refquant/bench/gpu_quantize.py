@@ -15,14 +15,16 @@ from dataclasses import replace
 from refquant import ops
 from refquant.grids import as_grid
 
+SOURCES = ("quantize_k.cu", "quantize_k_plain.cu", "quantize_legacy.cu", "quantize_iq.cu", "quantize_rounded.cu")
+SOURCES += ("quantize_int.cu", "quantize_codebook.cu", "gptq.cu")
 N = K = 4096
 BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
 BLOCKS += ("TQ1_0", "TQ2_0", "MXFP4", "F16", "BF16")
 GRIDS = ("int4-g128", "int8-g32", "int2-g64", "int3-g128", "int8-row")
 
 
-def _row(table, name, us, n=N, k=K, m=1, nbytes=0, **more):
-    return {"table": table, "name": name, "n": n, "k": k, "tokens": m, "us": us, "bytes": nbytes} | more
+def _row(table, name, us, n=N, k=K, m=1, nbytes=0):
+    return {"table": table, "name": name, "n": n, "k": k, "tokens": m, "us": us, "bytes": nbytes}
 
 
 def encoders(b):
@@ -95,4 +97,8 @@ def methods(b):
         half, wide = x.half(), w.half()
         peer = clock(lambda: half @ wide.T)  # noqa: B023
         us = clock(lambda: g.multiply_int8(x, codes, largest))  # noqa: B023
-        yield _row("methods", "llm-int8 product", us, m=m, nbytes=N * K + 4 * m * (N + K), cublas=peer)
+        yield _row("methods", "llm-int8 product", us, m=m, nbytes=N * K + 4 * m * (N + K))
+        yield _row("methods", "float16 product, cuBLAS", peer, m=m, nbytes=2 * N * K + 2 * m * (N + K))
+
+
+TABLES = {"encoders": encoders, "methods": methods}

@@ -18,7 +18,9 @@ MAY_IMPORT = {
     "codebooks": {"errors"},
     "ggml_types": {"errors"},
     "importance": {"errors"},
+    "inspect_block": BASE | {"inspect_file"},
     "inspect_file": BASE,
+    "inspect_layout": BASE,
     "grids": {"errors"},
     "quantized": {"errors"},
     "ops": {"errors", "grids", "quantized"},
@@ -30,12 +32,15 @@ MAY_IMPORT = {
     "bandwidth": BASE,
     "bench": BASE | {"bandwidth", "models"},
     "claims": BASE | {"bandwidth", "models"},
+    "classroom": BASE | {"course"},
     "verify": BASE | {"evaluate", "models"},
     "course": {"errors", "formats"},
-    "figures": BASE | {"evaluate", "bandwidth", "claims"},
+    "figures": BASE | {"inspect_block", "inspect_layout", "evaluate", "bandwidth", "bench", "claims", "verify"},
     # Widgets are imported by notebooks only: no set holds them.
-    "widgets": BASE | {"evaluate", "models", "bandwidth", "claims", "figures"},
-    "cli": BASE | {"inspect_file", "evaluate", "models", "compare", "bandwidth", "bench", "claims", "course", "verify"},
+    "widgets": BASE | {"inspect_block", "evaluate", "models", "bandwidth", "claims", "figures"},
+    "cli": BASE
+    | {"inspect_file", "evaluate", "models", "compare", "bandwidth", "bench", "claims", "course", "verify"}
+    | {"classroom"},
 }
 METHOD_LINES, MODULE_LINES = 150, 250
 

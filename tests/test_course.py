@@ -68,9 +68,8 @@ def one(tmp_path, monkeypatch):
     """A course of one script; returns a function that writes it."""
     (tmp_path / "notebooks" / "src").mkdir(parents=True)
     script = tmp_path / "notebooks" / "src" / "00_a.py"
-    for module in ("scripts", "notebooks"):
-        monkeypatch.setattr(f"refquant.course.{module}.find_scripts", lambda names=None: [script])
-    monkeypatch.setattr("refquant.course.find_scripts", lambda names=None: [script])
+    monkeypatch.setattr("refquant.course.scripts.find_scripts", lambda names=None: [script])
+    monkeypatch.setattr("refquant.course.scripts.find_assignments", lambda names=None: [])
 
     def write(*cells):
         script.write_text("\n\n".join(cells) + "\n")

@@ -11,6 +11,7 @@ Where a name is both (F16, Q8_0, Q6_K, ...), it is the mix.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from refquant.bandwidth.shapes import Shape, find_shape
 from refquant.errors import BadInput, UnknownName
@@ -76,7 +77,15 @@ class Weights:
         """Bytes of one block."""
         if not 0 <= layer < self.shape.layers:
             raise BadInput(f"{self.shape.name} has the layers 0 to {self.shape.layers - 1}, got {layer}")
-        return _total(tensor for tensor in self.tensors if tensor.layer == layer)
+        return self._layer_bytes[layer]
+
+    @cached_property
+    def _layer_bytes(self) -> dict[int, int]:
+        sizes = dict.fromkeys(range(self.shape.layers), 0)
+        for tensor in self.tensors:
+            if tensor.layer is not None:
+                sizes[tensor.layer] += tensor.nbytes
+        return sizes
 
     @property
     def embedding_bytes(self) -> int:

@@ -141,7 +141,8 @@ def torch_int4(b: Bench, n: int, k: int, m: int) -> float:
 def read_bandwidth(b: Bench, nbytes: int = 1 << 32) -> float:
     """Bytes a second that the GPU reads: the best of a few grids."""
     torch = b.torch
-    data, out = torch.ones(nbytes // 8, dtype=torch.int64, device=b.device), b.products._nothing(b.device, torch.int32)
+    data = torch.randint(-(1 << 62), 1 << 62, (nbytes // 8,), device=b.device)
+    out = b.products._nothing(b.device, torch.int32)
     kernel, count = b.launch.load("read.cu", "read_all"), b.launch.properties(b.device.index)[0]
     times = [
         b.microseconds([lambda c=c, t=t: kernel((c * count, 1, 1), (t, 1, 1), data, out, nbytes // 16)])
@@ -255,25 +256,20 @@ def decode(b: Bench):
 
     torch, shape = b.torch, decoder.Shape()
 
-    def linear(name, head=None):
-        def make(n, k):
-            kind = head if head and n == shape.vocabulary else name
-            if kind == "F16":
-                return decoder.float16_linear(torch.randn(n, k, device=b.device, dtype=torch.half) * 0.02)
-            return decoder.strips_linear(b.weights(kind, n, k))
+    def linear(name):
+        if name == "F16":
+            return lambda n, k: decoder.float16_linear(torch.randn(n, k, device=b.device, dtype=torch.half) * 0.02)
+        return lambda n, k: decoder.StripsLinear(b.weights(name, n, k))
 
-        return make
-
-    for name, head in (("F16", None), ("int4-g128", None), ("int4-g128", "F16"), ("Q4_K", None)):
+    for name in ("F16", "int4-g128", "Q4_K"):
         with torch.no_grad():
-            model = decoder.Decoder(shape, linear(name, head), b.device)
+            model = decoder.Decoder(shape, linear(name), b.device)
             model.position.fill_(CONTEXT)
             graph = model.capture()
             us = b.replays(graph)
-        kinds = [(head if head and n == shape.vocabulary else name, (n, k), many) for n, k, many in shape.linears()]
-        nbytes = sum(many * ops.traffic("matmul", size, kind, activation_bytes=2).bytes for kind, size, many in kinds)
-        nbytes += 4 * shape.layers * shape.kv_heads * 128 * CONTEXT
-        yield _row("decode", name + (f", head {head}" if head else ""), us, nbytes=nbytes)
+        sizes = [(many, ops.traffic("matmul", (n, k), name, activation_bytes=2)) for n, k, many in shape.linears()]
+        cache = 4 * shape.layers * shape.kv_heads * 128 * CONTEXT
+        yield _row("decode", name, us, nbytes=cache + sum(many * size.bytes for many, size in sizes))
         del model, graph
         torch.cuda.empty_cache()
 

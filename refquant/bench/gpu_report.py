@@ -37,7 +37,7 @@ def markdown(result: dict) -> str:
         f"{result['date']}; it reads {bandwidth / 1e9:.0f} GB/s. Medians of {result['runs']} replays of a CUDA graph, "
         "the weights rotated beyond the L2 cache, times in us. GB/s: the least bytes that the operation must move, per "
         "second; floor: those bytes at the bandwidth read. float16: cuBLAS; torch int4: `_weight_int4pack_mm`, "
-        "groups of 128.",
+        "groups of 128. [roofline.png](roofline.png) is drawn from the same run.",
     ]
     for table, title in TITLES.items():
         mine = [row for row in rows if row["table"] == table]

@@ -25,6 +25,7 @@ COMMANDS = {
     "bench": "the fast paths against other programs, measured in one run",
     "models": "the models that can be had by name",
     "notebooks": "build the course's notebooks from their scripts, or check that they are in step",
+    "classroom": "assignments that grade themselves: release them, grade submissions",
     "lab": "open JupyterLab in the notebooks folder",
 }
 

@@ -9,7 +9,7 @@ from refquant import course
 def add_arguments(parser) -> None:
     """Add the options of `refquant notebooks`."""
     parser.add_argument("action", choices=("build", "check"), help="execute and write, or compare script and notebook")
-    parser.add_argument("names", nargs="*", help="such as 02_rounding or 02 (default: all)")
+    parser.add_argument("names", nargs="*", help="such as 02_rounding, 02 or assignments/01_rtn (default: all)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -36,7 +36,7 @@ def _build(args) -> int:
 
 
 def _check(args) -> int:
-    rows = [{"name": path.stem, "problem": course.out_of_step(path)} for path in course.find_scripts(args.names)]
+    rows = [{"name": path.stem, "problem": course.out_of_step(path)} for path in course.find_all(args.names)]
     if args.json:
         print(json.dumps(rows, indent=2))
     else:

@@ -8,12 +8,14 @@ nbclient runs the cells, nbformat checks the result: nothing here parses.
 """
 
 from refquant.course.notebooks import ENVIRONMENT, build, execute, out_of_step, problems, write
-from refquant.course.scripts import find_scripts, folder, notebook_of, read_script
+from refquant.course.scripts import find_all, find_assignments, find_scripts, folder, notebook_of, read_script
 
 __all__ = [
     "ENVIRONMENT",
     "build",
     "execute",
+    "find_all",
+    "find_assignments",
     "find_scripts",
     "folder",
     "notebook_of",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from refquant.course.scripts import find_scripts, notebook_of, read_script
+from refquant.course.scripts import find_all, is_assignment, notebook_of, read_script
 from refquant.errors import BadFile, RefquantError
 from refquant.formats.files import replacing
 
@@ -104,6 +104,8 @@ def write(notebook, path: Path) -> int:
 def build(names: list[str] | None = None, progress: bool = True, on_built=None) -> None:
     """Execute the scripts of the course (all, or those of `names`) and write their notebooks.
 
+    Assignments (names such as "assignments/01_rtn") become nbgrader's source notebooks, without being executed.
+
     `on_built(stem, seconds, bytes)` is called after each.
 
     Raises
@@ -113,16 +115,19 @@ def build(names: list[str] | None = None, progress: bool = True, on_built=None) 
     RefquantError
         A cell raised, or the notebook shows what `problems` finds; its old version stays.
     """
-    scripts = find_scripts(names)
+    scripts = find_all(names)
     for script in tqdm(scripts, desc="build", unit="notebook", disable=not progress, leave=False):
         start = time.perf_counter()
         target = notebook_of(script)
         try:
-            notebook = normalise(execute(read_script(script), target.parent))
+            notebook = read_script(script)
+            if not is_assignment(script):
+                notebook = normalise(execute(notebook, target.parent))
         except RefquantError as problem:
             raise RefquantError(f"{script.name}: {problem}") from problem
         if wrong := problems(notebook, script):
             raise RefquantError(f"{script.name}: " + "; ".join(wrong))
+        target.parent.mkdir(parents=True, exist_ok=True)
         size = write(notebook, target)
         if on_built:
             on_built(script.stem, time.perf_counter() - start, size)
@@ -149,6 +154,6 @@ def out_of_step(script: Path) -> str | None:
         for part in ("cell_type", "id", "source", "metadata"):
             if cell[part] != wanted[part]:
                 return f"{path.name}: the {part} of cell {number} differs from the script's"
-        if cell.cell_type == "code" and cell.execution_count is None:
+        if cell.cell_type == "code" and cell.execution_count is None and not is_assignment(script):
             return f"{path.name}: cell {number} was not executed"
     return None

@@ -40,9 +40,41 @@ def find_scripts(names: list[str] | None = None) -> list[Path]:
     return sorted({known[name] for name in names})
 
 
+def find_assignments(names: list[str] | None = None) -> list[Path]:
+    """List the scripts of the assignments: all, or those that `names`, such as "assignments/01_rtn", choose.
+
+    Raises
+    ------
+    UnknownName
+        No assignment of that name; the message lists them.
+    """
+    known = {f"assignments/{path.stem}": path for path in sorted((folder() / "assignments" / "src").glob("*.py"))}
+    if missing := [name for name in names or () if name not in known]:
+        raise UnknownName("assignment", missing[0], known)
+    return sorted({known[name] for name in names or known})
+
+
+def find_all(names: list[str] | None = None) -> list[Path]:
+    """Scripts of notebooks, then of assignments: all, or those that `names` choose."""
+    if not names:
+        return find_scripts() + find_assignments()
+    own = [name for name in names if name.startswith("assignments/")]
+    rest = [name for name in names if name not in own]
+    return (find_scripts(rest) if rest else []) + (find_assignments(own) if own else [])
+
+
+def is_assignment(script: Path) -> bool:
+    """Whether a script is an assignment's: its notebook is nbgrader's source, and is not executed."""
+    return script.parent.parent.name == "assignments"
+
+
 def notebook_of(script: Path) -> Path:
-    """Where the notebook of a script is: `src/02_rounding.py` becomes `02_rounding.ipynb` beside `src`."""
-    return script.parent.parent / f"{script.stem}.ipynb"
+    """Where the notebook of a script is: `src/02_rounding.py` becomes `02_rounding.ipynb` beside `src`.
+
+    An assignment's `src/01_rtn.py` becomes `source/01_rtn/01_rtn.ipynb`, as nbgrader wants it.
+    """
+    beside = script.parent.parent
+    return (beside / "source" / script.stem if is_assignment(script) else beside) / f"{script.stem}.ipynb"
 
 
 def read_script(path: Path):

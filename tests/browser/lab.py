@@ -158,8 +158,10 @@ class Notebook:
 
     def idle(self):
         """Wait until the kernel has answered everything that a widget asked of it."""
-        self.page.wait_for_timeout(150)
-        self.page.wait_for_function(f"{PANEL}.sessionContext.session.kernel.status === 'idle'")
+        for _ in range(2):  # a control moved while the kernel was busy sends its last value only afterwards
+            self.page.wait_for_timeout(100)
+            self.page.evaluate(f"{PANEL}.sessionContext.session.kernel.requestKernelInfo().then(() => true)")
+            self.page.wait_for_function(f"{PANEL}.sessionContext.session.kernel.status === 'idle'")
         self.page.wait_for_timeout(50)
 
     def check(self):
@@ -178,7 +180,7 @@ class Notebook:
 
     # ---- widgets
 
-    def control(self, label: str, inside=None, kind: str = ".jupyter-widgets"):
+    def control(self, label: str, inside=None, kind: str = ".widget-inline-hbox"):
         """The ipywidgets control whose label reads exactly `label` (in the view `inside`, or in the whole page)."""
         labels = (
             (inside or self.page)
@@ -258,9 +260,11 @@ class Notebook:
             for width in (1280, 900):
                 self.page.set_viewport_size({"width": width, "height": 900})
                 self.page.wait_for_timeout(1500)
+                self.page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")
                 height = self.page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollHeight") + 120
                 self.page.set_viewport_size({"width": width, "height": height})
                 self.page.wait_for_timeout(1000)
+                self.page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")
                 for piece, top in enumerate(range(0, height, 1600)):
                     path = Path(folder) / f"{self.stem}-{theme}-{width}-{piece}.png"
                     clip = {"x": 0, "y": top, "width": width, "height": min(1600, height - top)}

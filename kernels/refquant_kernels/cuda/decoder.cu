@@ -5,6 +5,7 @@
 //   attend      rotate q and k, append k and v to the cache, attention       a block a query head; the cache is read once
 //   gate        silu(a) b                                                    elementwise
 //
+// With weights in strips only `attend` is left: normalize and gate are part of the products then (gemv.cu: INPUT, ADD).
 // All wait for the kernel before them (griddepcontrol) and let the next one begin, whose weights are fetched meanwhile.
 #include "numbers.cuh"
 #include "overlap.cuh"
@@ -45,7 +46,7 @@ extern "C" __global__ void gate(const f16* ab, f16* y, int k) {
 extern "C" __global__ void attend(const f16* qkv, const float* cosine, const float* sine, f16* keys, f16* values,
                                   const int* position, f16* out, int heads, int kv_heads, int places) {
     extern __shared__ float scores[];
-    __shared__ float q[128], k[128], parts[8], sums[2][128];
+    __shared__ float q[128], k[128], parts[8], sums[8][128];
     let_next_begin();
     wait_for_previous();
     int head = blockIdx.x, shared_by = heads / kv_heads, kv = head / shared_by, at = position[0];
@@ -62,21 +63,34 @@ extern "C" __global__ void attend(const f16* qkv, const float* cosine, const flo
     __syncthreads();
     if (head % shared_by == 0 && thread < 128)
         its_keys[at * 128 + thread] = to_f16(k[thread]), its_values[at * 128 + thread] = v[thread];
-    float most = -1e30f;
-    for (int p = warp; p <= at; p += 8) {
+    // Eight lanes a place, sixteen columns each, four places a warp at once; the new place by warp 0, from q and k here.
+    int part = lane % 8, of_four = lane / 8;
+    float mine[16], most = -1e30f;
+#pragma unroll
+    for (int i = 0; i < 16; i++) mine[i] = q[16 * part + i] * 0.08838834764831845f;  // / sqrt(128)
+#pragma unroll 4
+    for (int first = 4 * warp; first < at; first += 32) {
+        int p = first + of_four;
         float dot = 0;
-        if (p == at) {
-            for (int i = 0; i < 4; i++) dot += q[4 * lane + i] * from_f16(to_f16(k[4 * lane + i]));
-        } else {
-            uint2 four = *(const uint2*)(its_keys + p * 128 + 4 * lane);
-            dot += q[4 * lane] * from_f16(four.x & 0xffff) + q[4 * lane + 1] * from_f16(four.x >> 16);
-            dot += q[4 * lane + 2] * from_f16(four.y & 0xffff) + q[4 * lane + 3] * from_f16(four.y >> 16);
-        }
-        for (int step = 16; step; step /= 2) dot += __shfl_xor_sync(~0u, dot, step);
-        dot *= 0.08838834764831845f;  // 1 / sqrt(128)
-        if (lane == 0) scores[p] = dot;
-        most = fmaxf(most, dot);
+        uint4 pieces[2] = {};
+        if (p < at)
+            for (int i = 0; i < 2; i++) pieces[i] = ((const uint4*)(its_keys + p * 128 + 16 * part))[i];
+        const unsigned short* columns = (const unsigned short*)pieces;
+#pragma unroll
+        for (int i = 0; i < 16; i++) dot += mine[i] * from_f16(columns[i]);
+        for (int step = 1; step < 8; step *= 2) dot += __shfl_xor_sync(~0u, dot, step);
+        if (p < at) most = fmaxf(most, dot);
+        if (p < at && part == 0) scores[p] = dot;
     }
+    if (warp == 0) {
+        float dot = 0;
+        if (of_four == 0)
+            for (int i = 0; i < 16; i++) dot += mine[i] * from_f16(to_f16(k[16 * part + i]));
+        for (int step = 1; step < 8; step *= 2) dot += __shfl_xor_sync(~0u, dot, step);
+        if (of_four == 0) most = fmaxf(most, dot);
+        if (lane == 0) scores[at] = dot;
+    }
+    for (int step = 8; step < 32; step *= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, step));
     if (lane == 0) parts[warp] = most;
     __syncthreads();
     for (int i = 0; i < 8; i++) most = fmaxf(most, parts[i]);
@@ -88,12 +102,24 @@ extern "C" __global__ void attend(const f16* qkv, const float* cosine, const flo
     __syncthreads();
     sum = 0;
     for (int i = 0; i < 8; i++) sum += parts[i];
-    int d = thread % 128, half = thread / 128;
-    float total = 0;
+    // Eight columns a thread, sixteen places at once.
+    int column = thread % 16 * 8;
+    float total[8] = {};
 #pragma unroll 8
-    for (int p = half; p < at; p += 2) total += scores[p] * from_f16(its_values[p * 128 + d]);
-    if (at % 2 == half) total += scores[at] * from_f16(v[d]);
-    sums[half][d] = total;
+    for (int p = thread / 16; p < at; p += 16) {
+        uint4 eight = *(const uint4*)(its_values + p * 128 + column);
+        const unsigned short* columns = (const unsigned short*)&eight;
+#pragma unroll
+        for (int i = 0; i < 8; i++) total[i] += scores[p] * from_f16(columns[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++) total[i] += __shfl_xor_sync(~0u, total[i], 16);
+    if (lane < 16)
+        for (int i = 0; i < 8; i++) sums[warp][column + i] = total[i];
     __syncthreads();
-    if (half == 0) out[head * 128 + d] = to_f16((sums[0][d] + sums[1][d]) / sum);
+    if (thread < 128) {
+        float all = scores[at] * from_f16(v[thread]);
+        for (int i = 0; i < 8; i++) all += sums[i][thread];
+        out[head * 128 + thread] = to_f16(all / sum);
+    }
 }

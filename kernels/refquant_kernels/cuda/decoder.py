@@ -37,9 +37,27 @@ def float16_linear(w):
     return lambda x, y: torch.mm(x, w.T, out=y)
 
 
-def strips_linear(w):
-    """A product of weights in strips."""
-    return lambda x, y: products.multiply(w, x, y)
+class StripsLinear:
+    """A product of weights in strips, which can take in the norm or the gate before it and add to its result."""
+
+    def __init__(self, w):
+        self.strips = w
+
+    def __call__(self, x, y) -> None:
+        """Write x W^T to y."""
+        products.multiply(self.strips, x, y)
+
+    def normalized(self, h, weight, y) -> None:
+        """Write the product with h / rms(h) * weight to y; h float32."""
+        products.gemv(self.strips, h, y, made_by={"INPUT": "I_NORM"}, extra=weight)
+
+    def added(self, x, h) -> None:
+        """Add the product with x to h."""
+        products.gemv(self.strips, x, h, made_by={"ADD": 1})
+
+    def gated(self, both, h) -> None:
+        """Add the product with silu(a) b to h; both: a, b."""
+        products.gemv(self.strips, both, h, made_by={"INPUT": "I_GATE", "ADD": 1})
 
 
 class Decoder:
@@ -88,25 +106,46 @@ class Decoder:
 
     def step(self) -> None:
         """Compute the logits of the token at its position; choose the next token; move on by one place."""
-        s, b = self.shape, self.buffers
+        b = self.buffers
         self.h.copy_(self.embedding.index_select(0, self.token)[0])
-        for i, layer in enumerate(self.layers):
-            qkv, o, gate_up, down = layer["linears"]
-            self._normalize(layer["norms"][0], add=i > 0)
-            qkv(b["x"], b["qkv"])
-            args = (b["qkv"], self.cosine, self.sine, *layer["caches"], self.position, b["attended"])
-            sizes = (s.heads, s.kv_heads, s.places)
-            self.kernels["attend"]((s.heads, 1, 1), (256, 1, 1), *args, *sizes, shared=4 * s.places, overlap=True)
-            o(b["attended"], b["more"])
-            self._normalize(layer["norms"][1], add=True)
-            gate_up(b["x"], b["both"])
-            grid = (-(-s.hidden // 256), 1, 1)
-            self.kernels["gate"](grid, (256, 1, 1), b["both"], b["gated"], s.hidden, overlap=True)
-            down(b["gated"], b["more"])
-        self._normalize(self.norm, add=True)
-        self.head(b["x"], b["logits"])
+        if isinstance(self.head, StripsLinear):
+            for layer in self.layers:
+                self._layer_of_four(layer)
+            self.head.normalized(self.h, self.norm, b["logits"])
+        else:
+            for i, layer in enumerate(self.layers):
+                self._layer(layer, first=i == 0)
+            self._normalize(self.norm, add=True)
+            self.head(b["x"], b["logits"])
         self.token.copy_(b["logits"].argmax(dim=1))
         self.position.add_(1)
+
+    def _layer_of_four(self, layer):
+        """Four products and the attention, five launches."""
+        b, (qkv, o, gate_up, down) = self.buffers, layer["linears"]
+        qkv.normalized(self.h, layer["norms"][0], b["qkv"])
+        self._attend(layer["caches"])
+        o.added(b["attended"], self.h)
+        gate_up.normalized(self.h, layer["norms"][1], b["both"])
+        down.gated(b["both"], self.h)
+
+    def _layer(self, layer, first: bool):
+        """The same with products that can do nothing else."""
+        s, b, (qkv, o, gate_up, down) = self.shape, self.buffers, layer["linears"]
+        self._normalize(layer["norms"][0], add=not first)
+        qkv(b["x"], b["qkv"])
+        self._attend(layer["caches"])
+        o(b["attended"], b["more"])
+        self._normalize(layer["norms"][1], add=True)
+        gate_up(b["x"], b["both"])
+        grid = (-(-s.hidden // 256), 1, 1)
+        self.kernels["gate"](grid, (256, 1, 1), b["both"], b["gated"], s.hidden, overlap=True)
+        down(b["gated"], b["more"])
+
+    def _attend(self, caches):
+        s, b = self.shape, self.buffers
+        args = (b["qkv"], self.cosine, self.sine, *caches, self.position, b["attended"], s.heads, s.kv_heads, s.places)
+        self.kernels["attend"]((s.heads, 1, 1), (256, 1, 1), *args, shared=4 * s.places, overlap=True)
 
     def capture(self):
         """Record the step as a CUDA graph and return it; `replay()` is one token."""

@@ -15,11 +15,17 @@
 //     brought to shared memory once.
 // v5  v4 launched with overlap=True          the first records of the next launch are fetched while this one ends.
 //
+// A model's decode step saves launches when a product takes in what lies between it and the one before: INPUT says what x
+// is made of (I_NORM: h / rms(h) * extra, from float32 h; I_GATE: silu(a) b, from a and b one after the other), and with
+// ADD the result is added to y. Every block makes x for itself; that is little work, and needs no launch.
+//
 // bfloat16 activations become float16 with a power of two, which is exact for all that lies within 2^-29 of the largest
 // (and in float32's last bits for the rest), so that one kind of tensor-core instruction serves both.
 //
 // compile with: -DX=f16 -DY=float -DIS_BF16=0 -DBITS=4 -DSUB=128 -DHEADER=6 -DVALUE=V_ZERO -DZEROS=4 -DSCALE=S_F16
 // compile with: -DX=bf16 -DY=bf16 -DY_HALF=1 -DIS_BF16=1 -DBITS=4 -DSUB=32 -DHEADER=16 -DVALUE=V_OFFSET -DOFFSET=0 -DSCALE=S_Q4_K
+// compile with: -DX=float -DY=f16 -DY_HALF=1 -DIS_BF16=0 -DINPUT=I_NORM -DBITS=4 -DSUB=32 -DHEADER=16 -DVALUE=V_OFFSET -DOFFSET=0 -DSCALE=S_Q4_K
+// compile with: -DX=f16 -DY=float -DIS_BF16=0 -DINPUT=I_GATE -DADD=1 -DBITS=4 -DSUB=128 -DHEADER=6 -DVALUE=V_ZERO -DZEROS=4 -DSCALE=S_F16
 // compile with: -DX=f16 -DY=float -DIS_BF16=0 -DBITS=2 -DSUB=16 -DHEADER=20 -DVALUE=V_OFFSET -DOFFSET=0 -DSCALE=S_Q2_K
 // compile with: -DX=f16 -DY=float -DIS_BF16=0 -DBITS=3 -DSUB=16 -DHEADER=14 -DVALUE=V_OFFSET -DOFFSET=4 -DSCALE=S_Q3_K
 // compile with: -DX=f16 -DY=float -DIS_BF16=0 -DBITS=8 -DSUB=128 -DHEADER=8 -DVALUE=V_E4M3 -DSCALE=S_F32
@@ -35,6 +41,15 @@
 #endif
 #ifndef Y
 #define Y float
+#endif
+#define I_PLAIN 0
+#define I_NORM 1
+#define I_GATE 2
+#ifndef INPUT
+#define INPUT I_PLAIN
+#endif
+#ifndef ADD
+#define ADD 0
 #endif
 
 // Dot products of a record's 16 rows with x; those of rows r and r + 8 are added to `low` and `high` in parts, which
@@ -96,13 +111,16 @@ __device__ __forceinline__ void add_lanes(float& low, float& high) {
 }
 
 __device__ __forceinline__ void store(Y* y, float value) {
-#if defined(Y_HALF)
+#if ADD
+    *y += value;
+#elif defined(Y_HALF)
     put_half(y, value, IS_BF16);
 #else
     put(y, value);
 #endif
 }
 
+#if INPUT == I_PLAIN && !IS_BF16
 // A block a strip; x float16, k a multiple of 256, formats without minima.
 extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv_v3(const uint4* w, const f16* x, const unsigned* levels,
                                                                   Y* y, int n, int k) {
@@ -122,6 +140,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv_v3(const uint4* w,
     }
 }
 
+#endif
+
+#if INPUT == I_PLAIN
 // Ask for x in shared memory; the zeros behind its end are written at once.
 __device__ __forceinline__ void fetch_x(const X* x, int k, int padded, f16* xs) {
     if (k % 8 == 0 && ((unsigned long long)x & 15) == 0) {
@@ -131,6 +152,49 @@ __device__ __forceinline__ void fetch_x(const X* x, int k, int padded, f16* xs) 
     }
     commit();
 }
+
+#else
+// Make x in shared memory from what came before; k is a multiple of 8.
+__device__ __forceinline__ void fetch_x(const X* x, const f16* extra, int k, int padded, f16* xs, float* parts) {
+#if INPUT == I_NORM
+    float sum = 0;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < k / 4; i += 32 * WARPS) {
+        float4 v = ((const float4*)x)[i];
+        sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+    }
+    for (int step = 16; step; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = sum;
+    __syncthreads();
+    sum = 0;
+    for (int i = 0; i < WARPS; i++) sum += parts[i];
+    float factor = rsqrtf(sum / k + 1e-5f);
+#pragma unroll 4
+    for (int i = threadIdx.x; i < k / 4; i += 32 * WARPS) {
+        float4 v = ((const float4*)x)[i];
+        uint2 weight = ((const uint2*)extra)[i];
+        unsigned a = to_f16(v.x * factor * from_f16(weight.x & 0xffff)), b = to_f16(v.y * factor * from_f16(weight.x >> 16));
+        unsigned c = to_f16(v.z * factor * from_f16(weight.y & 0xffff)), d = to_f16(v.w * factor * from_f16(weight.y >> 16));
+        ((uint2*)xs)[i] = make_uint2(a | b << 16, c | d << 16);
+    }
+#else
+#pragma unroll 4
+    for (int i = threadIdx.x; i < k / 8; i += 32 * WARPS) {
+        uint4 first = ((const uint4*)x)[i], second = ((const uint4*)(x + k))[i], result;
+        const unsigned short *a = (const unsigned short*)&first, *b = (const unsigned short*)&second;
+        unsigned short* y = (unsigned short*)&result;
+#pragma unroll
+        for (int e = 0; e < 8; e++) {
+            float gate = from_f16(a[e]);
+            y[e] = to_f16(gate / (1 + __expf(-gate)) * from_f16(b[e]));
+        }
+        ((uint4*)xs)[i] = result;
+    }
+#endif
+    for (int i = k + threadIdx.x; i < padded; i += 32 * WARPS) xs[i] = 0;
+    commit();
+}
+#endif
 
 // Once it is there: bfloat16 to float16, and the sums of sub-blocks. Returns what the result must be multiplied by.
 __device__ __forceinline__ float finish_x(int padded, f16* xs, float* sums, float* parts) {
@@ -172,8 +236,8 @@ __device__ __forceinline__ float finish_x(int padded, f16* xs, float* sums, floa
 
 // Any x and k. Shared memory: the rings, x, 640 bytes of zeros (read from the 64th
 // on: other banks than x's), and what products.gemv_shared counts besides.
-extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv_v4(const uint4* w, const X* x, const unsigned* levels,
-                                                                  Y* y, int n, int k) {
+extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv_v4(const uint4* w, const X* x, const f16* extra,
+                                                                  const unsigned* levels, Y* y, int n, int k) {
     extern __shared__ uint4 memory[];
     int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
     int records = (k + 255) / 256, strips = (n + 15) / 16, padded = 256 * records;
@@ -208,7 +272,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv_v4(const uint4* w,
     if (threadIdx.x < 40) ((uint4*)zeros)[threadIdx.x] = make_uint4(0, 0, 0, 0);
     let_next_begin();
     wait_for_previous();
+#if INPUT == I_PLAIN
     fetch_x(x, k, padded, xs);
+#else
+    fetch_x(x, extra, k, padded, xs, parts);
+#endif
 #if VALUE == V_LEVELS
     if (threadIdx.x < 16) table[threadIdx.x] = levels[threadIdx.x];
 #endif

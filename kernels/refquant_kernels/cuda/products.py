@@ -108,8 +108,9 @@ def gemv_choice(layout: strips.Layout) -> tuple[int, int, int]:
     return (16, 3, 1) if layout.bits == 4 else (16, 2, 1)
 
 
-def gemv(w, x, y, warps=None, stages=None, blocks=None, overlap=True):
-    """One token."""
+def gemv(w, x, y, warps=None, stages=None, blocks=None, overlap=True, made_by=None, extra=None):
+    """One token. `made_by`: the defines INPUT and ADD of gemv.cu, with `extra`, the norm's float16 weight [k]."""
+    torch = launch.torch()
     (n, k), layout = w.shape, w.layout
     processors, most = launch.properties(x.device.index)
     chosen = gemv_choice(layout)
@@ -117,12 +118,16 @@ def gemv(w, x, y, warps=None, stages=None, blocks=None, overlap=True):
     while gemv_shared(layout, k, warps, stages) > most:
         stages, warps = (stages - 1, warps) if stages > 1 else (stages, warps // 2)
         if warps < 2:  # a row too wide for shared memory
+            if made_by:
+                raise BadInput(f"a row of {k} does not fit into shared memory with what it is made of")
             gemm(w, x, y)
             return
-    kernel = launch.load("gemv.cu", "gemv_v4", WARPS=warps, STAGES=stages, **_types(x, y), **layout.defines)
+    defines = {"WARPS": warps, "STAGES": stages} | _types(x, y) | layout.defines | (made_by or {})
+    kernel = launch.load("gemv.cu", "gemv_v4", **defines)
+    extra = _nothing(x.device, torch.float16) if extra is None else extra
     grid = (min(blocks or chosen[2] * processors, -(-n // strips.ROWS)), 1, 1)
     shared = gemv_shared(layout, k, warps, stages)
-    kernel(grid, (32 * warps, 1, 1), w.data, x, _levels(w), y, n, k, shared=shared, overlap=overlap)
+    kernel(grid, (32 * warps, 1, 1), w.data, x, extra, _levels(w), y, n, k, shared=shared, overlap=overlap)
 
 
 _WORK = {}  # workspace and counters of a stream, by device and stream

@@ -207,15 +207,16 @@ class CodebookGrid:
 
     def fit(self, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Scale and zeros, float32 [n], of one group `w` [n, g]."""
-        scale = self._scales(np.abs(w).max(axis=1, keepdims=True))[:, 0]
+        scale = self.scales(np.abs(w).max(axis=1, keepdims=True))[:, 0]
         return scale, np.zeros_like(scale)
 
     def fit_groups(self, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Scales and zeros, float32 [n, groups], of every group of `w` [n, k]."""
-        scales = self._scales(np.maximum.reduceat(np.abs(w), self.starts(w.shape[1]), axis=1))
+        scales = self.scales(np.maximum.reduceat(np.abs(w), self.starts(w.shape[1]), axis=1))
         return scales, np.zeros_like(scales)
 
-    def _scales(self, peak: np.ndarray) -> np.ndarray:
+    def scales(self, peak: np.ndarray) -> np.ndarray:
+        """Scales of groups whose largest magnitudes are `peak`, both [n, G]; rows that share one have it repeated."""
         first = np.arange(0, len(peak), self.rows or len(peak))
         shared = np.maximum.reduceat(peak, first, axis=0)  # [row blocks, groups]
         return np.repeat(self.scale(shared), np.diff(first, append=len(peak)), axis=0)

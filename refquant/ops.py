@@ -18,6 +18,7 @@ calibration data that is to have fast paths of its own (`methods.gptq`) is added
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -50,6 +51,7 @@ class Op:
     reference: Callable
     traffic: Callable[..., Traffic]
     fast: dict[str, Callable] = field(default_factory=dict)
+    prepare: dict[str, Callable] = field(default_factory=dict)  # of matmul, by backend: q -> (x -> y)
 
     def __call__(self, *args, backend: str = "numpy", **options):
         """Compute on `backend`; raise `BackendUnavailable` when this operation has no path there."""
@@ -160,6 +162,17 @@ def matmul(x: np.ndarray, q: Quantized, backend: str = "numpy") -> np.ndarray:
     if x.shape[-1:] != q.shape[1:]:
         raise BadInput(f"matmul: x must end in {q.shape[1]} inputs for weights {q.shape}, got {x.shape}")
     return find_op("matmul", find_format(q.format).family)(x, q, backend=backend)
+
+
+def multiplier(q: Quantized, backend: str = "numpy") -> Callable[[np.ndarray], np.ndarray]:
+    """Return `matmul` with these weights as a function of x, for a layer: what depends on q alone is done once.
+
+    The arrays of q must not change afterwards. The function checks nothing: x is floating point, [..., in].
+    """
+    op = find_op("matmul", find_format(q.format).family)
+    if backend != "numpy":
+        load_backend(backend)
+    return op.prepare[backend](q) if backend in op.prepare else partial(op, q=q, backend=backend)
 
 
 def weight_only(format: str) -> bool:  # noqa: A002

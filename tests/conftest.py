@@ -7,6 +7,7 @@ import pytest
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="a million weights and 100,000 blocks a case, not a sample")
+    parser.addoption("--gigabytes", type=float, default=4.0, help="size of the model of tests/test_large.py")
     parser.addoption(
         "--weights",
         action="append",

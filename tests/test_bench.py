@@ -8,7 +8,8 @@ import pytest
 
 import refquant as rq
 from refquant import ops
-from refquant.bench import cpu, peers
+from refquant.bench import cases, cpu, peers, report
+from refquant.errors import BadInput
 
 
 def test_runs_are_interleaved_and_the_first_is_not_counted():
@@ -20,10 +21,13 @@ def test_runs_are_interleaved_and_the_first_is_not_counted():
 
 def test_a_row_of_the_table():
     row = {
-        "operation": "matmul", "format": "Q4_K", "weights": 4_000_000, "bytes": 2_250_000,
-        "numba": [0.0009, 0.001, 0.0011], "ggml": [0, 0.002, 0],
+        "operation": "matmul", "format": "Q4_K", "place": "memory", "threads": 2, "weights": 4_000_000,
+        "bytes": 2_250_000, "numba": [0.0009, 0.001, 0.0011], "ggml": [0, 0.002, 0],
     }  # fmt: skip
-    assert cpu.cells(row) == ("matmul", "Q4_K", "4000", "2.25", "20%", "2000", "2.00", "", "")
+    cells = ("matmul", "Q4_K", "memory", "2", "4000", "2.25", "20%", "2000", "2.00", "", "")
+    assert report.cells(row) == cells
+    assert report.line(cells).split() == [cell for cell in cells if cell]
+    assert report.cells(row | {"torch": [0, 0.004, 0]})[-2:] == ("1000 torch", "4.00")
 
 
 @pytest.mark.parametrize("name", ["Q4_0", "Q5_1", "Q8_0", "Q2_K", "Q4_K", "Q6_K", "IQ4_NL", "IQ4_XS"])
@@ -37,9 +41,11 @@ def test_ggml_as_a_peer_computes_what_we_compute(name):
     decode, weights = peers.ggml_dequantize(blocks, name, w.shape)
     decode()
     np.testing.assert_array_equal(weights, rq.dequantize(q))
-    multiply, y = peers.ggml_matvec(x, blocks, name)
-    multiply()
-    assert np.abs(y - weights @ x).max() <= 0.01 * np.linalg.norm(x) * np.linalg.norm(weights, axis=1).max()
+    for threads in (1, 2, 3):
+        multiply, y = peers.ggml_matvec(x, blocks, name, threads)
+        y[:] = np.nan
+        multiply()
+        assert np.abs(y - weights @ x).max() <= 0.01 * np.linalg.norm(x) * np.linalg.norm(weights, axis=1).max()
 
 
 def test_torch_as_a_peer_computes_what_we_compute():
@@ -50,23 +56,69 @@ def test_torch_as_a_peer_computes_what_we_compute():
     multiply = peers.torch_int4(x, fields["codes"], fields["scales"].astype("f"), fields["zeros"].astype("f"), 128)
     want = rq.dequantize(q) @ x
     assert np.abs(multiply().float().numpy()[0] - want).max() <= 0.02 * np.abs(want).max()
+    w = rng.standard_normal((8, 256)).astype(np.float32)
+    np.testing.assert_allclose(peers.torch_mv(x, w, "float32")().numpy(), w @ x, rtol=1e-4, atol=1e-4)
+    halves = rq.quantize(w, "BF16").arrays["blocks"].view(np.int16)
+    assert np.abs(peers.torch_mv(x, halves, "bfloat16")().float().numpy() - w @ x).max() <= 0.02 * np.abs(w @ x).max()
 
 
-def test_the_whole_command(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(cpu, "SHAPE", (32, 4096))
-    monkeypatch.setattr(cpu, "read_bandwidth", lambda: 1e10)
-    parser = argparse.ArgumentParser()
-    cpu.add_arguments(parser)
-    files = [str(tmp_path / name) for name in ("out.json", "out.md")]
-    args = parser.parse_args(
-        ["--formats", "Q4_K,int4-g128", "--operations", "quantize,importance,dequantize,matmul,matmul_int8", "--runs",
-         "1", "--megabytes", "1", "--json", files[0], "--markdown", files[1]]
-    )  # fmt: skip
-    assert cpu.run(args) == 0
+@pytest.mark.parametrize("name", ["Q4_0", "int4-g128", "llm-int8", "nf4"])
+def test_a_large_matrix_is_rows_of_a_small_one(name, monkeypatch):
+    monkeypatch.setattr(cases, "SHAPE", (8, 4096))
+    one, large = rq.quantize(cases.weights(), name), cases.stacked(name, 1)
+    assert 0.5e6 < large.nbytes <= 1.05 * 2**20
+    np.testing.assert_array_equal(rq.dequantize(large)[-8:], rq.dequantize(one))
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(cases, "SHAPE", (32, 4096))
+    monkeypatch.setattr(cpu, "read_bandwidth", lambda threads=1: 1e10 * threads)
+    monkeypatch.setattr(cpu, "compile_all", lambda jobs: None)  # in this process, when first used
+
+    def arguments(*given):
+        parser = argparse.ArgumentParser()
+        cpu.add_arguments(parser)
+        return parser.parse_args(["--runs", "1", "--cache", "1", "--memory", "2", *given])
+
+    return arguments
+
+
+def test_the_whole_command(small, tmp_path, capsys):
+    files = [str(tmp_path / name) for name in ("out.json", "out.md", "out.png", "again.md")]
+    given = ["--formats", "Q4_K,int4-g128", "--operations", "quantize,importance,dequantize,matmul,matmul_int8"]
+    assert cpu.run(small(*given, "--json", files[0], "--markdown", files[1], "--picture", files[2])) == 0
     result = json.loads((tmp_path / "out.json").read_text())
-    assert [(row["operation"], row["format"]) for row in result["rows"]] == [
+    found = [(row["operation"], row["format"], row["place"], row["threads"]) for row in result["rows"]]
+    conversions = [
         ("quantize", "Q4_K"), ("quantize", "int4-g128"), ("importance", "Q4_K"), ("dequantize", "Q4_K"),
-        ("dequantize", "int4-g128"), ("matmul", "Q4_K"), ("matmul", "int4-g128"), ("matmul_int8", "Q4_K"),
+        ("dequantize", "int4-g128"),
     ]  # fmt: skip
-    assert (tmp_path / "out.md").read_text() == cpu.markdown(result)
+    assert found[-5:] == [(*names, "cache", 1) for names in conversions]
+    assert set(found[:-5]) == {
+        (operation, name, place, threads)
+        for operation in ("matmul", "matmul_int8")
+        for name in ("Q4_K", "int4-g128", "F32")
+        for place in ("cache", "memory")
+        for threads in (1, 2)
+        if (operation, name) != ("matmul_int8", "F32")
+    }
+    assert (tmp_path / "out.md").read_text() == report.markdown(result)
+    assert (tmp_path / "out.png").read_bytes()[:4] == b"\x89PNG"
     assert "matmul_int8" in capsys.readouterr().out
+    assert cpu.run(small("--from", files[0], "--markdown", files[3])) == 0
+    assert (tmp_path / "again.md").read_text() == (tmp_path / "out.md").read_text()
+
+
+def test_what_there_was_no_time_for_is_told(small, capsys):
+    args = small(
+        "--formats", "Q8_0", "--operations", "dequantize", "--seconds", "1e-9", "--memory", "0", "--cache", "0"
+    )
+    result = cpu.measure(args)
+    assert (result["left_out"], result["rows"]) == (1, [])
+    assert "Left out for want of time: 1" in report.markdown(result)
+
+
+def test_more_threads_than_there_are_is_refused(small):
+    with pytest.raises(BadInput, match="threads 1000"):
+        cpu.measure(small("--formats", "Q8_0", "--operations", "matmul", "--threads", "1000"))

@@ -655,7 +655,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(tmp_path, source, monkey
     assert not (tmp_path / "out").exists()
     calls = [None] * 1000
     quantize, done = ops.quantize, []
-    monkeypatch.setattr(ops, "quantize", lambda w, grid: done.append(w.shape) or quantize(w, grid))
+    monkeypatch.setattr(ops, "quantize", lambda w, grid: (w.any() and done.append(w.shape)) or quantize(w, grid))
     run("out", resume=True)
     assert len(done) == 14 if stop == 1 else len(done) <= 14
     assert len(done) < 14 or stop < 7

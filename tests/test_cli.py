@@ -11,6 +11,7 @@ from small_models import make
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+import refquant.models
 from refquant import cli, compare
 from refquant.errors import BadInput
 from refquant.models import fetch
@@ -118,6 +119,72 @@ def test_quantize_writes_a_checkpoint_that_load_convert_and_inspect_read(folder,
     assert "config and tensors agree" in capsys.readouterr().out
     assert cli.main(["convert", first, str(tmp_path / "x"), "--format", "fp8", "--quiet"]) == 1
     assert not (tmp_path / "x").exists()
+
+
+def test_streamed_output_is_that_of_the_model_in_memory(folder, text, tmp_path, capsys, monkeypatch):
+    calibrate = ["--calibration", text, "--context", "32", "--calibration-windows", "4", "--quiet", "--json"]
+    reports = []
+    for out, more in (("memory", []), ("files", ["--stream"]), ("again", ["--resume"])):
+        assert cli.main(["quantize", folder, str(tmp_path / out), "--grid", "int4-g32-sym", *calibrate, *more]) == 0
+        reports.append(json.loads(capsys.readouterr().out))
+    for report in reports[1:]:
+        for name in ("layers", "bits_per_weight", "model_bytes", "mean_layer_error", "options"):
+            assert report[name] == reports[0][name]
+    assert reports[0]["options"] == {"act_order": True, "static_groups": True}  # as `refquant compare` measures it
+    for out, more in (("memory", []), ("files", ["--stream"])):
+        (tmp_path / out).mkdir(exist_ok=True)
+        arguments = ["quantize", folder, str(tmp_path / out / "m.gguf"), "--type", "Q8_0", "--quiet", *more]
+        assert cli.main(arguments) == 0
+    assert (tmp_path / "memory" / "m.gguf").read_bytes() == (tmp_path / "files" / "m.gguf").read_bytes()
+    capsys.readouterr()
+    monkeypatch.setattr(os, "sysconf", lambda name: 100)  # 10,000 bytes
+    assert cli.main(["quantize", folder, str(tmp_path / "auto"), "--method", "rtn", "--grid", "int4-g32"]) == 0
+    assert "GB in float32: streamed, as with --stream" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "grid", "kind"),
+    [
+        (["--method", "nf4"], "nf4", "bitsandbytes"),
+        (["--method", "fp8"], "fp8-e4m3", "compressed-tensors"),
+        (["--method", "fp8", "--format", "fp8"], "fp8-e4m3-block", "fp8"),
+        (["--method", "llm-int8"], "llm-int8", "bitsandbytes"),
+    ],
+)
+def test_a_method_brings_its_grid_and_format(folder, tmp_path, capsys, arguments, grid, kind):
+    assert cli.main(["quantize", folder, str(tmp_path / "out"), "--quiet", "--json", *arguments]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["grid"], report["format"]) == (grid, kind)
+
+
+@pytest.mark.parametrize(
+    ("out", "arguments", "complaint"),
+    [
+        ("m.gguf", ["--method", "awq", "--damp", "0.1"], "--method, --damp: for folders; name the output without"),
+        ("out", ["--type", "Q4_K", "--plan"], "--type, --plan: for GGUF files; name the output OUT.gguf"),
+        ("out", ["--method", "awq", "--damp", "0.1"], "--damp is an option of gptq, not of awq"),
+        ("out", ["--method", "rtn", "--backend", "numba"], "--backend is for gptq and for GGUF files, not for rtn"),
+        ("out", ["--method", "gguf"], "gguf is for GGUF files; name the output OUT.gguf"),
+        ("out", ["--method", "magic"], "unknown method 'magic'; known: "),
+        ("out", ["--format", "exl2"], "unknown checkpoint format 'exl2'; known: gptq"),
+        ("out", ["--format", "awq", "--grid", "int3-g32"], "AWQ files hold 4 bits, not 3"),
+        ("out", ["--grid", "int4-g32", "--no-static-groups", "--format", "compressed-tensors"], "act-order"),
+        ("out", ["--grid", "int4-g32", "--dtype", "int8"], "dtype must be float16"),
+        ("out", ["--device-map", "auto", "--stream"], "--device-map spreads a model that is loaded"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_quantized(
+    folder, tmp_path, capsys, monkeypatch, out, arguments, complaint
+):
+    monkeypatch.setattr(refquant.models, "quantize", None)  # not callable
+    assert cli.main(["quantize", folder, str(tmp_path / out), "--quiet", *arguments]) == 1
+    assert complaint in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_folders_stream(tmp_path, capsys):
+    assert cli.main(["quantize", "tiny", str(tmp_path / "out"), "--stream"]) == 1
+    assert "--stream reads a folder of safetensors; tiny is none" in capsys.readouterr().err
 
 
 def test_models_lists_names_and_licences(capsys):

@@ -1,5 +1,6 @@
 """The CUDA path on a machine without a GPU: every kernel compiles, declarations are read, what is missing is named."""
 
+import functools
 import re
 
 import numpy as np
@@ -19,16 +20,28 @@ def named(unit):
     return " ".join((unit[0], *unit[1]))
 
 
+@functools.cache
+def kernels_in(arch, file, options):
+    """Names of the kernels of a file that one set of options compiles."""
+    code = launch.cubin(file, arch, options)  # from the cache, where nothing has changed
+    assert code[:4] == b"\x7fELF"
+    return {name for name in declared(file) if name.encode() in code}
+
+
+def declared(file):
+    pattern = r'extern "C" __global__ void\s*(?:__launch_bounds__\([^)]*\))?\s+(\w+)'
+    return set(re.findall(pattern, launch.sources(file)[file]))
+
+
 @pytest.mark.parametrize("unit", UNITS, ids=named)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_kernel_compiles(unit, arch):
-    code = launch.cubin(unit[0], arch, unit[1])  # from the cache, where nothing has changed
-    assert code[:4] == b"\x7fELF"
-    kernels = re.findall(
-        r'extern "C" __global__ void\s*(?:__launch_bounds__\([^)]*\))?\s+(\w+)', launch.sources(unit[0])[unit[0]]
-    )
-    assert kernels
-    assert all(name.encode() in code for name in kernels)
+    assert kernels_in(arch, *unit)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_kernel_is_left_out(file):
+    assert set().union(*(kernels_in("sm_90", file, options) for options in launch.variants(file))) == declared(file)
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=named)
@@ -72,17 +85,18 @@ def test_a_declaration_gives_the_types(folder):
         launch.parameters("a.cu", "gone")
 
 
-def test_the_hash_covers_headers_and_nothing_else(folder):
-    (folder / "a.cu").write_text(SOURCE)
-    (folder / "h.cuh").write_text("typedef unsigned short f16;\n")
-    (folder / "other.cuh").write_text("")
-    before = launch.source_hash("a.cu")
-    launch.sources.cache_clear()
-    (folder / "other.cuh").write_text("int a;")
-    assert launch.source_hash("a.cu") == before
-    launch.sources.cache_clear()
-    (folder / "h.cuh").write_text("typedef unsigned short f16; \n")
-    assert launch.source_hash("a.cu") != before
+def test_the_hash_covers_the_code_of_file_and_headers(folder):
+    def hash_with(header, other=""):
+        (folder / "a.cu").write_text(SOURCE)
+        (folder / "h.cuh").write_text(header)
+        (folder / "other.cuh").write_text(other)
+        launch.sources.cache_clear()
+        return launch.source_hash("a.cu")
+
+    before = hash_with("typedef unsigned short f16;\n")
+    assert hash_with("typedef unsigned short f16;\n", "int a;") == before
+    assert hash_with("// a comment\ntypedef unsigned  short f16; /* another */\n") == before
+    assert hash_with("typedef unsigned int f16;\n") != before
 
 
 def test_compiled_code_is_kept_and_a_damaged_file_is_not_used(folder, monkeypatch):

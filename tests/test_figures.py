@@ -6,7 +6,11 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from refquant.figures import rounding, style
+from refquant import evaluate
+from refquant.bandwidth import devices, weights
+from refquant.figures import awq, bandwidth, gptq, rounding, start, style
+from refquant.methods import awq as methods_awq
+from refquant.methods import rtn
 
 
 def pixels(figure) -> np.ndarray:
@@ -45,8 +49,8 @@ def test_grid_on_weights_states_the_error_of_a_loop():
     figure, text = rounding.grid_on_weights(w, bits=3, group_size=32, sym=False)
     lost = 0.0
     for row in w.astype(np.float64):
-        for start in range(0, 256, 32):
-            group = row[start : start + 32]
+        for first in range(0, 256, 32):
+            group = row[first : first + 32]
             scale = float(np.float16((group.max() - group.min()) / 7))
             zero = round(-group.min() / scale)
             for value in group:
@@ -55,3 +59,81 @@ def test_grid_on_weights_states_the_error_of_a_loop():
     assert f"squared error {100 * lost / (w.astype(np.float64) ** 2).sum():.3f} %" in text
     assert f"{3 + (16 + 3) / 32:.3f} bits a weight" in text
     assert len(figure.axes) == 2
+
+
+# ---- gptq
+
+
+def test_a_step_of_gptq_states_the_errors_of_the_trace():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(100, 16)) @ rng.normal(size=(16, 16))
+    w, H = rng.normal(size=(4, 16)).astype(np.float32), x.T @ x
+    t = evaluate.trace(w, H, "int3-g16")
+    _, text = gptq.step(t, 5)
+    output = ((t.states[5] - w) @ x.T) ** 2
+    assert f"Output error {100 * output.sum() / ((w @ x.T) ** 2).sum():.3f} %" in text
+    assert "Step 5 of 16, column 4" in text
+    assert "nothing has changed" in gptq.step(t, 0)[1]
+
+
+# ---- awq
+
+
+def test_the_errors_of_channels_add_up_to_the_output_error_when_inputs_are_uncorrelated():
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(8, 32)).astype(np.float32)
+    x = (np.linalg.qr(rng.normal(size=(64, 32)))[0] * rng.uniform(1, 9, 32)).astype(np.float32)  # x^T x is diagonal
+    s = rng.uniform(0.5, 2, 32).astype(np.float32)
+    change = rtn.rounded(w * s, "int3-g16") / s - w
+    expected = np.square(x @ change.T).sum(axis=1).mean()
+    np.testing.assert_allclose(awq.channel_errors(w, x, "int3-g16", s).sum(), expected, rtol=1e-4)
+
+
+def test_alpha_states_the_error_that_the_search_found():
+    rng = np.random.default_rng(0)
+    w, x = (
+        rng.normal(size=(8, 32)).astype(np.float32),
+        (rng.normal(size=(64, 32)) * rng.uniform(0.1, 9, 32)).astype("f4"),
+    )
+    found = methods_awq.search([w], x, "int3-g16")
+    _, text = awq.alpha(w, x, "int3-g16", found.alpha, found)
+    best = f"{100 * found.errors.min() / found.errors[0]:.1f} %"
+    assert f"output error {best} of RTN's" in text
+    assert f"Minimum at alpha {found.alpha:.2f}: {best}" in text
+
+
+# ---- bandwidth
+
+
+def test_the_roofline_states_a_step_worked_by_hand():
+    device = devices.custom("card", 1000, 24, fp16=100e12, fp32=50e12)
+    _, text = bandwidth.roofline(weights.store("llama-2-7b", "F16"), device, batch=1, context=1024)
+    weight_bytes = 2 * 6_607_343_616  # 6,738,415,616 parameters less the embedding, which is only looked up in
+    cache = 2 * 2 * 32 * 4096 * 1025  # keys and values, 2 bytes, 32 layers: 1024 read and 1 written
+    vectors = 32 * (4 * (4096 + 4096) + 3 * (4096 + 11008)) + 4096 + 32000  # into and out of each matrix
+    moved = weight_bytes + cache + 2 * (vectors + 4096)  # and the embedding's row
+    assert f"moves {moved / 1e9:.4g} GB" in text
+    assert "ridge 100" in text
+    assert "Bound by memory" in text
+    assert f"at best {1e12 / moved:.0f} tokens" in text
+
+
+def test_the_other_figures_are_drawn_from_their_data():
+    rng = np.random.default_rng(0)
+    H = np.cov(rng.normal(size=(8, 50)))
+    drawn = [
+        gptq.hessian(H),
+        gptq.damping([0.1, 1], [0.2, 0.1], [0.1, 0.1], 0.15),
+        gptq.layers(["0 q", "0 k"], {"RTN": [0.1, 0.2], "GPTQ": [0.05, 0.1]}),
+        awq.salience(rng.normal(size=(50, 8)), rng.normal(size=(4, 8)).astype("f4"), "int3-g8"),
+        awq.one_channel([1, 2, 4], [1, 0.3, 0.1], [1, 1.1, 2]),
+        awq.clipping([1, 0.9, 0.8], np.array([[1, 0.8, 0.9], [1, 1.2, 1.5]])),
+        bandwidth.measured(["32 bits", "4 bits"], [0.01, 0.002], [(0.01, 0.02, 0.03), (0.003, 0.004, 0.005)]),
+        bandwidth.speedup_over([512, 1024], {"batch 1": [3, 2]}, "a title"),
+        start.adapter_training([1.0, 0.5, 0.2]),
+    ]
+    for figure in drawn:
+        image = pixels(figure)
+        assert (image[..., 3] == 255).all()
+        assert image[..., :3].std() > 5, "something is drawn"
+        assert all(axes.get_xlabel() or axes.get_ylabel() for axes in figure.axes)

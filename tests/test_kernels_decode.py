@@ -155,7 +155,7 @@ def test_shapes_and_layouts_of_activations(name):
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "int4-g128", "int8-row", "int3-g128"])
 def test_the_number_of_threads_does_not_show(name, threads):
     rng = np.random.default_rng(55)
-    w, x = rng.standard_normal((600, 768)).astype(np.float32), rng.standard_normal((1, 768)).astype(np.float32)
+    w, x = rng.standard_normal((1500, 768)).astype(np.float32), rng.standard_normal((1, 768)).astype(np.float32)
     results = []
     for count in range(1, numba.config.NUMBA_NUM_THREADS + 1):
         threads(count)

@@ -1,4 +1,6 @@
 import functools
+import importlib
+import os
 
 import ggml
 import gguf
@@ -10,6 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import refquant as rq
+from refquant import ops
 from refquant.errors import BadFile, BadInput
 from refquant.importance import ImportanceMatrix
 from refquant.models import gguf as models_gguf
@@ -390,3 +393,67 @@ def test_a_tokenizer_that_llama_cpp_cannot_name_is_refused():
         tokenizer.tokenizer_metadata(object(), 10)
     with pytest.raises(BadInput, match="459 ids for 100 rows"):
         tokenizer.tokenizer_metadata(byte_level(), 100)
+
+
+# ---- from files, in several runs
+
+
+@pytest.fixture
+def float_folder(tmp_path):
+    folder = tmp_path / "float"
+    model_of("llama").save_pretrained(folder, max_shard_size="500KB")
+    byte_level().save_pretrained(folder)
+    return folder
+
+
+def test_a_folder_converts_to_the_file_of_the_model_in_memory(tmp_path, float_folder, monkeypatch):
+    module = importlib.import_module("refquant.models.gguf.convert")  # the package has a function of that name
+    monkeypatch.setattr(module, "ROW_WEIGHTS", 5000)  # 19 rows at a time, or 9
+    (tmp_path / "a").mkdir()
+    models_gguf.convert(float_folder, tmp_path / "a" / "m.gguf", "Q4_K_M", progress=False)
+    monkeypatch.undo()
+    models_gguf.export(model_of("llama"), byte_level(), tmp_path / "m.gguf", "Q4_K_M", progress=False)
+    assert (tmp_path / "a" / "m.gguf").read_bytes() == (tmp_path / "m.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("cut", [10, 20_000, 300_000, 600_000, None])
+def test_an_interrupted_file_continues_to_the_same_bytes(tmp_path, float_folder, monkeypatch, cut):
+    path, whole, left = tmp_path / "m.gguf", tmp_path / "whole.gguf", tmp_path / ".m.gguf.partial"
+    models_gguf.convert(float_folder, whole, "Q4_K_M", name="m", progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            models_gguf.convert(float_folder, path, "Q4_K_M", name="m", progress=False, resume=False)
+    assert not path.exists()
+    assert left.read_bytes() == whole.read_bytes()
+    left.write_bytes(left.read_bytes()[:cut])
+    done, original = [], ops.quantize
+    monkeypatch.setattr(ops, "quantize", lambda *args, **options: done.append(args[1]) or original(*args, **options))
+    models_gguf.convert(float_folder, path, "Q4_K_M", name="m", progress=False, resume=True)
+    assert path.read_bytes() == whole.read_bytes()
+    assert not left.exists()
+    assert len(done) == 23 if cut == 10 else len(done) <= 23
+    assert cut != 600_000 or 0 < len(done) < 23
+
+
+def test_a_file_left_by_another_run_is_not_continued(tmp_path, float_folder):
+    path, left = tmp_path / "m.gguf", tmp_path / ".m.gguf.partial"
+    models_gguf.convert(float_folder, path, "Q4_K_M", progress=False)
+    path.rename(left)
+    with pytest.raises(BadFile, match="left by a run with other settings"):
+        models_gguf.convert(float_folder, path, "Q4_K_S", progress=False, resume=True)
+    data = bytearray(left.read_bytes())
+    data[-100] ^= 1  # in the last tensor, output_norm: as from other weights
+    left.write_bytes(data)
+    with pytest.raises(BadFile, match="is not what this run makes; run without resume"):
+        models_gguf.convert(float_folder, path, "Q4_K_M", progress=False, resume=True)
+    assert left.read_bytes() == data
+    models_gguf.convert(float_folder, path, "Q4_K_M", progress=False, resume=False)
+    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["m.gguf"]
+
+
+def test_a_folder_without_its_parts_is_refused_by_name(tmp_path, float_folder):
+    next(float_folder.glob("model-00002-of-*.safetensors")).unlink()
+    with pytest.raises(BadFile, match=r"model-00002-of-.* is missing"):
+        models_gguf.convert(float_folder, tmp_path / "m.gguf", progress=False)
+    assert not list(tmp_path.glob("*.gguf"))

@@ -42,8 +42,8 @@ def test_a_split_model_gives_the_logits_of_dequantized_weights(layout, first):
 
 def test_each_side_computes_on_its_own_backend(quantized, monkeypatch):
     seen = []
-    original = ops.matmul
-    monkeypatch.setattr(ops, "matmul", lambda x, q, backend: (seen.append(backend), original(x, q, backend))[1])
+    original = ops.multiplier
+    monkeypatch.setattr(ops, "multiplier", lambda q, backend: (seen.append(backend), original(q, backend))[1])
     per_block = len([m for m in walk.blocks(quantized)[0].modules() if isinstance(m, models.QuantLinear)])
     split.place(quantized, 1, "numba", "numpy")
     logits(quantized, small_models.token_windows(1, 8))
@@ -96,3 +96,16 @@ def test_random_weights_of_a_known_shape():
     out = logits(model, np.arange(4, 12)[None])
     assert np.isfinite(out).all()
     assert "refquant.models" in sys.modules
+
+
+def test_a_layer_that_has_computed_can_change_its_backend_and_be_copied(quantized):
+    import copy
+
+    ids = small_models.token_windows(1, 8)
+    split.place(quantized, 1, "numba", "numpy")
+    first = logits(quantized, ids)
+    split.place(quantized, 1, "numpy", "numba")
+    np.testing.assert_allclose(logits(quantized, ids), first, atol=1e-4 * np.abs(first).max())
+    layers = [m for m in quantized.modules() if isinstance(m, models.QuantLinear)]
+    assert all(set(m._multiply) == {m.backend} for m in layers)
+    assert all(copy.deepcopy(m)._multiply == {} for m in layers)

@@ -57,7 +57,8 @@ for name in ("int3-row", "int3-row-sym"):
     scale, zero = grid.fit(few)
     codes = grid.encode(few, scale[:, None], zero[:, None])
     back = grid.decode(codes, scale[:, None], zero[:, None])
-    rows.append((name, f"{scale[0]:.4f}", int(zero[0]), codes[0].tolist(), [f"{v:.3f}" for v in back[0].tolist()]))
+    listed = (" ".join(map(str, codes[0])), " ".join(f"{value:.2f}" for value in back[0]))
+    rows.append((name, f"{scale[0]:.4f}", int(zero[0]), *listed))
 text.table(("grid", "scale", "zero-point", "codes", "values"), rows)
 
 # %% [markdown]
@@ -86,7 +87,8 @@ style.picture(figure, said)
 # grid can be off by more at one end, since its top level lies half a step inside the largest weight.
 #
 # Groups cost bits: a float16 scale (16 bits) and a zero-point of $b$ bits for each. The layer's **output error** is
-# what counts in the end, so the next picture compares that, relative to the output, with the bits really stored.
+# what counts in the end, so the next picture compares that, relative to the output, with the bits really stored. The
+# points of a line are one scale a row, then groups of 128, 64 and 32.
 
 # %%
 sizes = [None, 128, 64, 32]

@@ -11,7 +11,7 @@ Where a name is both (F16, Q8_0, Q6_K, ...), it is the mix.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from refquant.bandwidth.shapes import Shape, find_shape
 from refquant.errors import BadInput, UnknownName
@@ -132,7 +132,11 @@ def store(shape: str | Shape, storage: str) -> Weights:
     BadInput
         A format that cannot hold one of the model's widths.
     """
-    shape = find_shape(shape)
+    return _lay_out(find_shape(shape), storage)
+
+
+@lru_cache(256)  # a planner asks for the same again and again; what is returned cannot be changed
+def _lay_out(shape: Shape, storage: str) -> Weights:
     tensors = shape.tensors()
     if storage in mixes.MIXES:
         plan = mixes.plan(tensors, storage, shape.mix_model)

@@ -1,39 +1,41 @@
 """`refquant bench cpu`: every Numba kernel against ggml and torch where they are installed, and the NumPy reference.
 
 Runs are interleaved: ours, theirs, ours, theirs, so that whatever else the machine does meets both; the median counts,
-and the quartiles say how far to trust it. Matrices of the products are larger than the cache. All on one thread unless
-`--threads` says otherwise; ggml's loops always run on one.
+and the quartiles say how far to trust it. Products are timed twice: with weights that fit the cache, and with a
+gigabyte of them, which do not, on one and on more threads. Everything else runs on one.
 """
 
+import argparse
 import json
 import platform
 import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from os import cpu_count
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-import refquant as rq
-from refquant import ops
-from refquant.bench import gpu_report, peers
-from refquant.quantized import Quantized
-
-BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
-FORMATS = (*BLOCKS, "TQ1_0", "TQ2_0", "MXFP4", "F16", "BF16", "int4-g128", "int8-row")
-WITHOUT_IMPORTANCE = ("Q8_0", "TQ1_0", "TQ2_0", "MXFP4", "F16", "BF16")
-SHAPE = (256, 4096)  # of what is quantized and decoded
-WIDTH = 4096
+from refquant.bench import cases, gpu_report, peers, report
+from refquant.errors import BadInput
 
 
 def add_arguments(parser) -> None:
     """Add the options of `refquant bench cpu`."""
-    parser.add_argument("--formats", default=",".join(FORMATS), help="comma-separated (default: all)")
-    parser.add_argument("--operations", default="quantize,importance,dequantize,matmul,matmul_int8,gptq")
-    parser.add_argument("--megabytes", type=int, default=128, help="of the matrix of a product (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=7, help="of each, interleaved (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--formats", default=",".join(cases.FORMATS), help="comma-separated (default: all)")
+    parser.add_argument("--operations", default=",".join(cases.OPERATIONS), help="comma-separated (default: all)")
+    parser.add_argument("--cache", type=int, default=8, help="megabytes of a product's small matrix (%(default)s)")
+    parser.add_argument("--memory", type=int, default=1024, help="megabytes of the large one, 0 for none (%(default)s)")
+    parser.add_argument("--runs", type=int, default=5, help="of each, interleaved (default: %(default)s)")
+    parser.add_argument("--threads", default="1,2", help="of the products (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, help="begin nothing new after so long; what is left out is told")
     parser.add_argument("--reference", action="store_true", help="time the NumPy reference, too (slow)")
+    parser.add_argument("--from", dest="measured", metavar="FILE", help="measure nothing; take what --json wrote")
     parser.add_argument("--json", metavar="FILE", help="write what was measured, and on which machine")
-    parser.add_argument("--markdown", metavar="FILE", help="write the table as kernels/README.md has it")
+    parser.add_argument("--markdown", metavar="FILE", help="write the tables as kernels/README.md has them")
+    parser.add_argument("--picture", metavar="FILE", help="draw the products under the memory's roof (PNG)")
 
 
 def interleave(functions: dict, runs: int) -> dict:
@@ -48,93 +50,102 @@ def interleave(functions: dict, runs: int) -> dict:
     return {name: [float(q) for q in np.quantile(values, (0.25, 0.5, 0.75))] for name, values in seconds.items()}
 
 
-def read_bandwidth(megabytes: int = 256, runs: int = 5) -> float:
-    """Bytes a second at which one core reads memory in order: the best of some sums of uint64."""
-    data = np.ones(megabytes << 17, np.uint64)
-    times = interleave({"read": lambda: np.bitwise_or.reduce(data)}, runs)
-    return data.nbytes / times["read"][0]
+def read_bandwidth(threads: int = 1, megabytes: int = 256, runs: int = 5) -> float:
+    """Bytes a second at which so many cores read memory in order: the best quarter of sums of uint64, each its own."""
+    data = [np.ones(megabytes << 17, np.uint64) for _ in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+        times = interleave({"read": lambda: list(pool.map(np.bitwise_or.reduce, data))}, runs)
+    return sum(each.nbytes for each in data) / times["read"][0]
 
 
-def cases(operation: str, name: str, args):
-    """Functions to time by name, the weights that each handles, and the least bytes it must move; None if not done."""
-    rng = np.random.default_rng(0)
-    block, has_ggml = name in peers.DOT or name in ("F16", "BF16"), peers.ggml() is not None
-    if operation == "importance" and (not block or name in WITHOUT_IMPORTANCE):
-        return None
-    k = WIDTH
-    w = (rng.standard_normal(SHAPE) * 0.02).astype(np.float32)
-    if operation in ("quantize", "importance"):
-        importance = rng.chisquare(1, k).astype(np.float32) if operation == "importance" else None
-        functions = {"numba": lambda: rq.quantize(w, name, importance=importance, backend="numba")}
-        if block and has_ggml:
-            functions["ggml"] = peers.ggml_quantize(w, name, importance)[0]
-        if args.reference:
-            functions["numpy"] = lambda: rq.quantize(w, name, importance=importance)
-        return functions, w.size, ops.traffic("quantize", SHAPE, name).bytes
-    q = rq.quantize(w, name, backend="numba")
-    if operation == "dequantize":
-        functions = {"numba": lambda: rq.dequantize(q, backend="numba")}
-        if block and has_ggml:
-            functions["ggml"] = peers.ggml_dequantize(q.arrays["blocks"], name, SHAPE)[0]
-        if args.reference:
-            functions["numpy"] = lambda: rq.dequantize(q)
-        return functions, w.size, ops.traffic("dequantize", SHAPE, name).bytes
-    if operation in ("matmul", "matmul_int8"):
-        return _products(operation, name, q, args.megabytes, rng)
-    return None
+@contextmanager
+def on_threads(count: int):
+    """Numba and torch on so many threads."""
+    import numba
+
+    before = numba.get_num_threads()
+    if count > numba.config.NUMBA_NUM_THREADS:
+        raise BadInput(f"--threads {count}: this machine has {numba.config.NUMBA_NUM_THREADS} (NUMBA_NUM_THREADS)")
+    numba.set_num_threads(count)
+    if peers.has_torch():
+        import torch
+
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
 
 
-def _products(operation, name, q, megabytes, rng):
-    """Multiply one token by a matrix of so many megabytes, made of copies of `q`."""
-    if operation == "matmul_int8" and name not in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"):
-        return None
-    ops.load_backend("numba")
-    copies = max(1, (megabytes << 20) // q.nbytes)
-    arrays = {field: np.tile(array, (copies, 1)) for field, array in q.arrays.items()}
-    large, x = Quantized(name, (SHAPE[0] * copies, WIDTH), arrays), rng.standard_normal(WIDTH).astype(np.float32)
-    op = ops.find_op(operation, rq.quantized.find_format(name).family)
-    functions = {"numba": lambda: op(x, large, backend="numba")}
-    if name in peers.DOT and peers.ggml() is not None:
-        functions["ggml"] = peers.ggml_matvec(x, arrays["blocks"], name)[0]
-    if name == "int4-g128":
-        fields = ops.unpack(large)
-        numbers = (fields["codes"], fields["scales"].astype(np.float32), fields["zeros"].astype(np.float32))
-        functions["torch"] = peers.torch_int4(x, *numbers, 128)
-    return functions, large.shape[0] * WIDTH, ops.traffic("matmul", large.shape, name).bytes
+def compile_one(operation: str, name: str) -> None:
+    """Run our own side of a case once, on little data."""
+    if operation in cases.METHODS:
+        found = [cases.method(operation, reference=False)]
+    elif operation.startswith("matmul"):
+        found = cases.products([operation], name, "cache", 1)
+    else:
+        found = [cases.conversion(operation, name, reference=False)]
+    for case in filter(None, found):
+        case.functions["numba"]()
 
 
-def gptq_case(k: int = 1024):
-    """GPTQ of a square layer against the reference."""
-    from refquant.methods import gptq
+def compile_all(jobs: list[tuple[str, str]]) -> None:
+    """Compile in processes beside each other what will be timed; the code kept on disk is then only loaded."""
+    with ProcessPoolExecutor(min(8, cpu_count() or 1), mp_context=get_context("spawn")) as pool:
+        waiting = [pool.submit(compile_one, *job) for job in jobs]
+        for each in tqdm(waiting, desc="compile", leave=False):
+            each.result()
 
-    rng = np.random.default_rng(1)
-    w, H = (rng.standard_normal((k, k)) * 0.02).astype(np.float32), gptq.hessian(rng.standard_normal((4 * k, k)))
-    functions = {b: (lambda b=b: gptq.quantize(w, H, "int4-g128", backend=b)) for b in ("numba", "numpy")}
-    return functions, k * k, 4 * k * k + 4 * k * k
+
+def plan(args) -> list:
+    """Functions that each return cases when called, so that one gigabyte is there at a time."""
+    operations, formats = args.operations.split(","), args.formats.split(",")
+    counts = [int(count) for count in str(args.threads).split(",")]
+    steps = []
+    for place, megabytes in (("memory", args.memory), ("cache", args.cache)):
+        if not megabytes:
+            continue
+        for name in formats:
+            steps.append(lambda f=name, p=place, s=megabytes: cases.products(operations, f, p, s, counts))
+        if "matmul" in operations:
+            steps.append(lambda p=place, s=megabytes: cases.float32_products(p, s, counts))
+    for operation in operations:
+        if operation in cases.METHODS:
+            steps.append(lambda o=operation: [cases.method(o)])
+        elif not operation.startswith("matmul"):
+            for name in formats:
+                steps.append(lambda o=operation, f=name: [cases.conversion(o, f, args.reference)])
+    return steps
 
 
 def measure(args, on_row=lambda row: None) -> dict:
     """Time everything that `args` asks for; call `on_row` with each row when it is done."""
     import numba
 
-    before = numba.get_num_threads()
-    numba.set_num_threads(args.threads)
-    rows = []
-    try:
-        for operation in args.operations.split(","):
-            for name in ["int4-g128"] if operation == "gptq" else args.formats.split(","):
-                case = gptq_case() if operation == "gptq" else cases(operation, name, args)
-                if case is None:
-                    continue
-                functions, weights, least = case
-                times = interleave(functions, args.runs)
-                rows.append({"operation": operation, "format": name, "weights": weights, "bytes": least} | times)
-                on_row(rows[-1])
-    finally:
-        numba.set_num_threads(before)
+    began, rows, steps = time.perf_counter(), [], plan(args)
+    compile_all([(o, f) for o in args.operations.split(",") for f in args.formats.split(",") if o not in cases.METHODS])
+    left_out = 0
+    for make in steps:
+        if args.seconds and time.perf_counter() - began > args.seconds:
+            left_out += 1
+            continue
+        for case in filter(None, make()):
+            with on_threads(case.threads):
+                rows.append(case.row() | interleave(case.functions, args.runs))
+            on_row(rows[-1])
+    counts = sorted({row["threads"] for row in rows} | {1})
+    machine = {"processor": processor(), "features": features(), "cores": cpu_count()}
+    machine["read_bandwidth"] = {str(count): read_bandwidth(count) for count in counts}
     versions = {"python": platform.python_version(), "numpy": np.__version__, "numba": numba.__version__}
-    machine = {"processor": processor(), "threads": args.threads, "read_bandwidth": read_bandwidth()}
-    return {"machine": machine | versions, "date": time.strftime("%Y-%m-%d"), "runs": args.runs, "rows": rows}
+    return {
+        "machine": machine,
+        "versions": versions,
+        "date": time.strftime("%Y-%m-%d"),
+        "seconds": round(time.perf_counter() - began),
+        "left_out": left_out,
+        "runs": args.runs,
+        "rows": rows,
+    }
 
 
 def processor() -> str:
@@ -146,56 +157,23 @@ def processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-HEADER = ("operation", "format", "Mweights/s", "GB/s", "spread", "ggml", "ratio", "other peer", "ratio")
+def features() -> list[str]:
+    """Of the instruction sets that our kernels look for, those that the processor has."""
+    from refquant_kernels.cpu import machine
+
+    return sorted({"avx2", "f16c", "avx512f", "avx512bw", "avx512vnni"} & machine.features())
 
 
-def cells(row: dict) -> tuple:
-    """What a row of the table shows; all but the first two right-aligned."""
-    low, median, high = row["numba"]
-    text = [
-        f"{row['weights'] / median / 1e6:.0f}",
-        f"{row['bytes'] / median / 1e9:.2f}",
-        f"{(high - low) / median:.0%}",
-    ]
-    for peer in ("ggml", next((p for p in ("torch", "numpy") if p in row), "torch")):
-        if peer in row:
-            theirs = f"{row['weights'] / row[peer][1] / 1e6:.0f}" + ("" if peer == "ggml" else f" {peer}")
-            text += [theirs, f"{row[peer][1] / median:.2f}"]
-        else:
-            text += ["", ""]
-    return row["operation"], row["format"], *text
-
-
-def markdown(result: dict) -> str:
-    """Return the table as kernels/README.md has it."""
-    machine = result["machine"]
-    lines = [
-        "# Kernels: measured",
-        "",
-        "Written by `refquant bench cpu --markdown kernels/README.md`; not edited by hand. Medians of "
-        f"{result['runs']} interleaved runs, {machine['threads']} thread(s), {machine['processor']}, which reads "
-        f"{machine['read_bandwidth'] / 1e9:.1f} GB/s in order on one core; Numba {machine['numba']}, {result['date']}. "
-        "Ratio: ours to theirs, above 1 is faster. GB/s: the least bytes that the operation must move, per second. "
-        "Products: one token; ggml's have activations of 8 bits throughout.",
-        "",
-        "| " + " | ".join(HEADER) + " |",
-        "|---|---|" + "---:|" * (len(HEADER) - 2),
-    ]
-    return "\n".join([*lines, *("| " + " | ".join(cells(row)) + " |" for row in result["rows"]), ""])
-
-
-def run(args) -> int:
+def run(args: argparse.Namespace) -> int:
     """Measure, print each row as it is ready, write what was asked for."""
-    widths = (12, 10, 10, 7, 7, 8, 6, 14, 6)
-
-    def line(values):
-        left, right = values[:2], values[2:]
-        print(*(v.ljust(s) for v, s in zip(left, widths, strict=False)),
-              *(v.rjust(s) for v, s in zip(right, widths[2:], strict=False)), flush=True)  # fmt: skip
-
-    line(HEADER)
-    result = measure(args, on_row=lambda row: line(cells(row)))
-    table = markdown(result)
+    if args.measured:
+        result = json.loads(Path(args.measured).read_text(encoding="utf-8"))
+    else:
+        print(report.line(report.HEADER), flush=True)
+        result = measure(args, on_row=lambda row: print(report.line(report.cells(row)), flush=True))
+    if result["left_out"]:
+        print(f"no time for {result['left_out']} of the measurements (--seconds)")
+    table = report.markdown(result)
     if args.markdown and Path(args.markdown).exists():  # what was measured on a GPU stays
         table = "\n".join(filter(None, (table, gpu_report.gpu_part(Path(args.markdown).read_text(encoding="utf-8")))))
     for path, text in ((args.json, json.dumps(result, indent=1) + "\n"), (args.markdown, table)):
@@ -203,4 +181,6 @@ def run(args) -> int:
             part = Path(f"{path}.part")
             part.write_text(text, encoding="utf-8")
             part.replace(path)
+    if args.picture:
+        report.draw(result, args.picture)
     return 0

@@ -43,7 +43,7 @@ def markdown(result: dict) -> str:
         mine = [row for row in rows if row["table"] == table]
         if mine:
             lines += ["", f"## {title}", "", *_table(table, mine, bandwidth)]
-    lines += ["", "Sources measured (SHA-256 of each file with its headers):", ""]
+    lines += ["", "Sources measured (SHA-256 of each file with its headers, comments left out):", ""]
     lines += [f"- `{name}` {digest[:16]}" for name, digest in result["sources"].items()]
     return "\n".join([*lines, ""])
 

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import importlib.util
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -54,27 +55,58 @@ def ggml_dequantize(blocks: np.ndarray, name: str, shape):
     return lambda: function(_pointer(blocks), _pointer(out), ctypes.c_int64(out.size)), out
 
 
-def ggml_matvec(x: np.ndarray, blocks: np.ndarray, name: str):
-    """Return a function that multiplies x [k] by every row of `blocks`, and its result: ggml's vec_dot, in a loop.
-
-    The activations are rounded to 8 bits beforehand, which its time therefore leaves out.
-    """
+@functools.cache
+def _dot_loop(name: str):
+    """Ggml's vec_dot over rows first .. last - 1, compiled, so that no interpreter stands between two calls."""
     import numba
 
-    rounded, out = np.zeros(2 * x.size, np.uint8), np.empty(len(blocks), np.float32)
-    getattr(ggml(), f"quantize_row_{DOT[name]}")(_pointer(x), _pointer(rounded), ctypes.c_int64(x.size))
     size, pointer = ctypes.c_size_t, ctypes.c_void_p
     kind = ctypes.CFUNCTYPE(None, ctypes.c_int, pointer, size, pointer, size, pointer, size, ctypes.c_int)
     dot = kind(ctypes.cast(getattr(ggml(), f"ggml_vec_dot_{_symbol(name)}_{DOT[name]}"), pointer).value)
 
-    @numba.njit
-    def loop(k, result, row, bytes_a_row, activations, n):
-        for r in range(n):
+    @numba.njit(nogil=True)
+    def loop(k, result, row, bytes_a_row, activations, first, last):
+        for r in range(first, last):
             dot(k, result + 4 * r, 0, row + r * bytes_a_row, 0, activations, 0, 1)
 
-    arguments = (x.size, out.ctypes.data, blocks.ctypes.data, blocks.shape[1], rounded.ctypes.data, len(blocks))
+    return loop
+
+
+def ggml_matvec(x: np.ndarray, blocks: np.ndarray, name: str, threads: int = 1):
+    """Return a function that multiplies x [k] by every row of `blocks`, and its result: ggml's vec_dot, in a loop.
+
+    The activations are rounded to 8 bits beforehand, which its time therefore leaves out. Threads share the rows.
+    """
+    rounded, out = np.zeros(2 * x.size, np.uint8), np.empty(len(blocks), np.float32)
+    getattr(ggml(), f"quantize_row_{DOT[name]}")(_pointer(x), _pointer(rounded), ctypes.c_int64(x.size))
+    loop = _dot_loop(name)
+    arguments = (x.size, out.ctypes.data, blocks.ctypes.data, blocks.shape[1], rounded.ctypes.data)
     keep = (x, blocks, rounded, out)  # the loop has only their addresses
-    return lambda: (loop(*arguments), keep)[0], out
+    ends = [len(blocks) * i // threads for i in range(threads + 1)]
+    pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
+
+    def run():
+        others = [pool.submit(loop, *arguments, *ends[i : i + 2]) for i in range(1, threads)]
+        loop(*arguments, ends[0], ends[1])
+        for other in others:
+            other.result()
+        return keep
+
+    return run, out
+
+
+def has_torch() -> bool:
+    """Whether torch can be imported."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def torch_mv(x: np.ndarray, w: np.ndarray, dtype: str):
+    """Return a function for torch's product of w [n, k] and x [k] in `dtype`; w holds its bits."""
+    import torch
+
+    matrix = torch.from_numpy(w).view(getattr(torch, dtype))
+    vector = torch.from_numpy(x).to(matrix.dtype)
+    return lambda: torch.mv(matrix, vector)
 
 
 def torch_int4(x: np.ndarray, codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray, group: int):

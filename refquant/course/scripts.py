@@ -80,8 +80,8 @@ def notebook_of(script: Path) -> Path:
 def read_script(path: Path):
     """Read a script as an `nbformat` notebook (version 4.5) that has no outputs.
 
-    A cell's metadata are those of its `# %%` line. Its id is a hash of its type and source, so that it survives every
-    change elsewhere in the script.
+    A cell's metadata are those of its `# %%` line; the input of a quiz is folded, since the answers stand there. Its id
+    is a hash of its type and source, so that it survives every change elsewhere in the script.
 
     Raises
     ------
@@ -101,6 +101,8 @@ def read_script(path: Path):
     for cell in notebook.cells:
         digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:12]
         seen[digest] += 1
+        if cell.source.startswith("from refquant.widgets.quiz import"):
+            cell.metadata["jupyter"] = nbformat.from_dict({"source_hidden": True})
         cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
     nbformat.validate(notebook)
     return notebook

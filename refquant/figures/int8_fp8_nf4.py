@@ -20,11 +20,11 @@ def larger(x: np.ndarray, columns: int, times: float) -> np.ndarray:
     return x
 
 
-def output_error(x: np.ndarray, w: np.ndarray, threshold: float) -> float:
-    """Squared error of LLM.int8's product of `x` [m, k] with `w` [n, k] at this threshold, over the exact squares."""
-    exact = x.astype(np.float64) @ w.T.astype(np.float64)
-    found = llm_int8.matmul(x, ops.quantize(w, "llm-int8"), threshold=threshold)
-    return float(np.square(found - exact).sum() / np.square(exact).sum())
+def output_errors(x: np.ndarray, w: np.ndarray, thresholds: tuple[float, ...]) -> list[float]:
+    """Squared error of LLM.int8's product of `x` [m, k] with `w` [n, k] at each threshold, over the exact squares."""
+    q, exact = ops.quantize(w, "llm-int8"), x.astype(np.float64) @ w.T.astype(np.float64)
+    size = np.square(exact).sum()
+    return [float(np.square(llm_int8.matmul(x, q, threshold=at) - exact).sum() / size) for at in thresholds]
 
 
 @style.figure_function
@@ -36,7 +36,7 @@ def decomposition(x: np.ndarray, w: np.ndarray, threshold: float = 6.0, times: f
     x = larger(x, columns, times)
     peaks = np.abs(x).max(axis=0)
     apart = llm_int8.outliers(x, threshold).any(axis=0)
-    error, plain = output_error(x, w, threshold), output_error(x, w, 0)
+    error, plain = output_errors(x, w, (threshold, 0))
     figure, (left, right) = style.subplots(1, 2, width=8.4, height=3.0, width_ratios=(3, 1), across=1.0)
     left.plot(np.flatnonzero(~apart), peaks[~apart], "o", color=style.BLUE, markersize=3, label="in 8 bits")
     left.plot(np.flatnonzero(apart), peaks[apart], "^", color=style.VERMILION, markersize=6, label="set apart")

@@ -1,5 +1,7 @@
 """Notebook 05, k-quants: the bits of a block, the search for a scale, mixes as a map, the importance matrix."""
 
+import functools
+
 import matplotlib
 import numpy as np
 from matplotlib.colors import ListedColormap
@@ -68,13 +70,19 @@ def kept(x: np.ndarray, trials: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return codes, scale, low, np.sum(weight * (scale * codes + low - x) ** 2, axis=0, dtype=np.float64)
 
 
+@functools.lru_cache(64)
+def _history(x: bytes) -> list:
+    """`kept` after 0 to 21 trials: all that the slider shows of a sub-block."""
+    return [kept(np.frombuffer(x, np.float32)[:, None], number) for number in range(22)]
+
+
 @style.figure_function
 def search(x: np.ndarray, trials: int):
     """The levels that Q4_K's search has for a sub-block `x` [32] after so many trials, and the error trial by trial.
 
     Returns (Figure, text).
     """
-    held = [kept(np.asarray(x, np.float32)[:, None], number) for number in range(trials + 1)]
+    held = _history(np.asarray(x, np.float32).tobytes())[: trials + 1]
     errors = [float(error[0]) for *_, error in held]
     codes, scale, low, error = (float(value[0]) if value.ndim == 1 else value[:, 0] for value in held[-1])
     figure, (left, right) = style.subplots(1, 2, width=8.4, height=3.2, width_ratios=(3, 2))

@@ -49,10 +49,10 @@ def error_by_bits(sizes: list, errors: dict[int, list[float]], bits: dict[int, l
     figure, axes = style.subplots(width=7.2, height=3.6)
     for (width, values), marker, colour in zip(errors.items(), style.MARKERS, style.COLOURS, strict=False):
         axes.plot(bits[width], values, marker=marker, color=colour, label=f"{width}-bit codes")
-        for x, y, size in zip(bits[width], values, sizes, strict=True):
-            axes.annotate(
-                "row" if size is None else f"g{size}", (x, y), textcoords="offset points", xytext=(5, 4), fontsize=8
-            )
+        for end, size, side in ((0, sizes[0], "right"), (-1, sizes[-1], "left")):  # the points between lie too close
+            at, away = (bits[width][end], values[end]), (-6 if side == "right" else 6, 0)
+            name = "row" if size is None else f"g{size}"
+            axes.annotate(name, at, textcoords="offset points", xytext=away, ha=side, va="center", fontsize=8)
     axes.set_yscale("log")
     axes.set(xlabel="stored bits a weight (scales and zero-points included)", ylabel="squared output error / output²")
     axes.grid(True)

@@ -18,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 # Okabe and Ito's palette: told apart with any common colour blindness. Use markers or line styles beside colour.
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, BLACK = (
@@ -106,6 +107,13 @@ def subplots(
     spaces = {"wspace": across / one[0], "hspace": down / one[1]}
     ratios = {name: options.pop(name) for name in ("width_ratios", "height_ratios") if name in options}
     return figure, figure.subplots(rows, columns, gridspec_kw={**room, **spaces, **ratios}, **options)
+
+
+def plain_log(axis, subs=(1, 2, 5)) -> None:
+    """Label a short logarithmic axis (`axes.xaxis`) with plain numbers: `subs` times the powers of ten."""
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def png(figure: Figure) -> bytes:

@@ -5,12 +5,16 @@ from collections.abc import Iterable
 from refquant import claims
 
 
-def table(header: Iterable[str], rows: Iterable[Iterable]):
-    """A table as a notebook's output; the first column is text, the others stand to the right."""
+def table(header: Iterable[str], rows: Iterable[Iterable], words: bool = False):
+    """A table as a notebook's output; all but the first column stand to the right, unless they hold `words`."""
     from IPython.display import Markdown
 
     header = [str(cell) for cell in header]
-    lines = [header, [":---", *["---:"] * (len(header) - 1)], *([str(cell) for cell in row] for row in rows)]
+    lines = [
+        header,
+        [":---", *[":---" if words else "---:"] * (len(header) - 1)],
+        *([str(cell) for cell in row] for row in rows),
+    ]
     return Markdown("\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines))
 
 
@@ -28,4 +32,4 @@ def ledger(*names: str):
         row = rows[name]
         found = row.finding.value + (f"; {row.finding.note}" if row.finding.note else "")
         shown.append((f"{row.claim.statement} (`{name}`)", found, row.finding.verdict, row.finding.source))
-    return table(("The usual explanation says", "Found", "Verdict", "From"), shown)
+    return table(("The usual explanation says", "Found", "Verdict", "From"), shown, words=True)

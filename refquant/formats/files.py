@@ -1,8 +1,13 @@
-"""Write a file whole or not at all: to a temporary name in the same folder, renamed at the end."""
+"""Write a file whole or not at all: to a temporary name in the same folder, renamed at the end.
+
+`replacing` leaves nothing when it fails; `continuing` leaves what there is, for a later run to go on with.
+"""
 
 import contextlib
 import os
 from pathlib import Path
+
+from refquant.errors import BadInput
 
 
 @contextlib.contextmanager
@@ -23,3 +28,23 @@ def replacing(path):
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def continuing(path, resume: bool):
+    """Open a binary file, to read and write, that takes the name `path` when the block ends well.
+
+    Until then it is called `.NAME.partial` and stays when the block is interrupted, but not after `BadInput`, which
+    would come again; `resume` opens the one that is there.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(partial, "r+b" if resume and partial.is_file() else "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BadInput:
+        partial.unlink()
+        raise
+    os.replace(partial, path)

@@ -101,7 +101,9 @@ def _check(threshold):
 
 
 @ops.part("matmul", "llm-int8")
-def matmul(x: np.ndarray, q: Quantized, threshold: float | None = None, constant: float = DEQUANTIZE) -> np.ndarray:
+def matmul(
+    x: np.ndarray, q: Quantized, threshold: float | None = None, constant: float = DEQUANTIZE, product=None
+) -> np.ndarray:
     """Multiply: x [..., k] -> float32 [..., n]. This is what `ops.matmul` does for `llm-int8`.
 
     Parameters
@@ -114,12 +116,16 @@ def matmul(x: np.ndarray, q: Quantized, threshold: float | None = None, constant
         Of the decomposition; 0 for none. By default that of `q`, 6.0 unless set by `with_threshold`.
     constant : float
         1/127²; for a comparison with bitsandbytes' default backend, 6.200124e-05.
+    product : function, optional
+        Of the integers, in place of `int32_product`.
 
     Raises
     ------
     BadInput
         NaN or infinity, or, of what is rounded, values beyond float16.
     """
+    if not np.size(x):
+        return np.empty((*np.shape(x)[:-1], q.shape[0]), np.float32)
     tokens = check_inputs(np.atleast_2d(x), q.shape[1])  # [m, k]
     CB, SCB = q.arrays["CB"], q.arrays["SCB"]
     threshold = q.arrays.get("threshold", THRESHOLD) if threshold is None else threshold
@@ -127,7 +133,7 @@ def matmul(x: np.ndarray, q: Quantized, threshold: float | None = None, constant
     CA, SCA = rowwise(_half(np.where(large, np.float32(0), tokens)))
     O = large.any(axis=0)  # [k]
     CA[:, O] = 0
-    y = int32_product(CA, CB).astype(np.float32) * (SCA[:, None] * SCB) * np.float32(constant)
+    y = (product or int32_product)(CA, CB).astype(np.float32) * (SCA[:, None] * SCB) * np.float32(constant)
     y += tokens[:, O] @ (CB[:, O] * SCB[:, None] * np.float32(1 / LEVELS)).T
     return y.reshape(*np.shape(x)[:-1], q.shape[0])
 

@@ -19,9 +19,12 @@ import numpy as np
 from refquant import ops
 from refquant.grids import as_grid, check_weights
 from refquant.methods.gptq import Result, check_hessian, inverse_factor, without_dead
+from refquant.quantized import find_format
 
 
-def quantize(w: np.ndarray, H: np.ndarray, grid, damp: float = 0.01, outliers_first: bool = True) -> Result:
+def quantize(
+    w: np.ndarray, H: np.ndarray, grid, damp: float = 0.01, outliers_first: bool = True, backend: str = "numpy"
+) -> Result:
     """Quantize a small layer greedily, in float64.
 
     Parameters
@@ -37,10 +40,12 @@ def quantize(w: np.ndarray, H: np.ndarray, grid, damp: float = 0.01, outliers_fi
     outliers_first : bool
         A weight further than half a step from every level, that is, pushed off the end of its grid, is rounded as soon
         as it appears (the worst first). Left to the greedy rule it would come last, when nothing can make up for it.
+    backend : str
+        "numpy" is the definition; "numba" for the uniform grids.
 
     Raises
     ------
-    BadInput, UnknownName, NotPositiveDefinite
+    BadInput, UnknownName, BackendUnavailable, NotPositiveDefinite
 
     Notes
     -----
@@ -50,7 +55,13 @@ def quantize(w: np.ndarray, H: np.ndarray, grid, damp: float = 0.01, outliers_fi
     """
     w = check_weights(w)
     grid = as_grid(grid, w)
-    W, H, dead = without_dead(w, check_hessian(H, w.shape[1], damp))
+    H = check_hessian(H, w.shape[1], damp)
+    run = ops.find_op("obq", find_format(grid.name).family)
+    return run(w, H, grid, damp, outliers_first, backend=backend)
+
+
+def _quantize(w, H, grid, damp, outliers_first) -> Result:
+    W, H, dead = without_dead(w, H)
     n, k = W.shape
     scales, zeros = grid.fit_groups(W)  # [n, G]
     group = grid.group_index(k)
@@ -74,3 +85,12 @@ def quantize(w: np.ndarray, H: np.ndarray, grid, damp: float = 0.01, outliers_fi
             Hinv -= np.outer(Hinv[:, p], Hinv[p]) / Hinv[p, p]
             free = np.delete(free, first)
     return Result(ops.pack(grid.fields(codes, scales, zeros), grid.name, (n, k)), losses, damp, dead)
+
+
+def _traffic(shape, name):
+    """Read w and H and write the arrays; k^3 multiplications and subtractions a row."""
+    n, k = shape
+    return ops.Traffic(4 * n * k + 4 * k * k, find_format(name).nbytes(shape), 2 * n * k**3)
+
+
+ops.register("obq", _quantize, _traffic)

@@ -7,6 +7,7 @@
     walk        decoder blocks and the Linear layers in them
     linear      QuantLinear: a Linear layer that computes from quantized arrays
     calibrate   the inputs of every block, streamed one block at a time
+    dispatch    models spread over several devices by Hugging Face Accelerate
     absorb      AWQ's scales moved into the layer before, so that the function stays the same
     quantize    all of it together, and report, what came of it
     split       the first blocks on one backend, the rest on another

@@ -20,6 +20,14 @@ class _Stop(Exception):
     """Ends a forward pass once the last block's arguments are known."""
 
 
+class InMemory(list):
+    """The activations between two blocks, a tensor [windows, context, width] a batch."""
+
+    def replace(self, batches: Iterable[torch.Tensor]) -> None:
+        """Take those of the next block in their place."""
+        self[:] = list(batches)
+
+
 class Stream:
     """Activations on their way through the blocks.
 
@@ -30,19 +38,21 @@ class Stream:
         Calibration windows.
     batch : int
         Windows run at a time.
+    hidden : optional
+        Where the activations are kept: anything with `append`, slices and `replace`, as `InMemory`.
     """
 
-    def __init__(self, model: nn.Module, ids: np.ndarray, batch: int = 4):
+    def __init__(self, model: nn.Module, ids: np.ndarray, batch: int = 4, hidden=None):
         ids = np.asarray(ids)
         if ids.ndim != 2 or not ids.size:
             raise BadInput(
                 f"calibration: expected token ids [windows, context] with at least one window, got {ids.shape}"
             )
-        self.hidden: list[torch.Tensor] = []
+        self.hidden = InMemory() if hidden is None else hidden
         self.arguments: dict[int, list[tuple[tuple, dict]]] = {}  # by batch size: each block's other arguments
         device = next(model.parameters()).device
         for part in torch.from_numpy(ids.astype(np.int64)).split(batch):
-            self._enter(model, part.to(device))
+            self._enter(model, part if device.type == "meta" else part.to(device))  # hooks bring the weights
 
     def _enter(self, model, ids):
         """Run the model once; keep what enters the first block and, once per batch size, each block's arguments.
@@ -86,7 +96,7 @@ class Stream:
 
     def advance(self, block: nn.Module, index: int) -> None:
         """Replace the activations by the block's outputs: the inputs of the next block."""
-        self.hidden = list(self.run(block, index))
+        self.hidden.replace(self.run(block, index))
 
 
 @contextmanager

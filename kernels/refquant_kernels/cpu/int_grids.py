@@ -6,9 +6,9 @@ bytes: at 18 GB/s 0.48 ms; 33.6 MFLOP.
 
 - **quantize**: every group twice over, for its range and for its codes, with the row in the cache. The scales follow
   from the ranges in NumPy, by `grids.IntGrid.fit_range` itself: there is one of them for 128 weights.
-- **matmul, a token or a few**: codes that share a byte are neighbours in the row, so a vector of bytes gives the even
-  codes with one mask, the odd ones with one shift. Instead of putting them in order, the activations are put out of
-  order, once. Products are summed as code * x, and the zero-point is settled once a group: minus zero * sum(x).
+- **matmul, a token or a few**: codes that share a byte, or a word, are neighbours in the row, so a vector of words
+  gives every eighth code with one shift. Instead of putting them in order, the activations are put out of order, once.
+  Products are summed as code * x, and the zero-point is settled once a group: minus zero * sum(x).
 - **matmul, many tokens**: decode a panel of rows, multiply by BLAS.
 """
 
@@ -19,10 +19,10 @@ from refquant.errors import BadInput
 from refquant.formats.bits import pack_bits, packed_bytes
 from refquant.grids import as_grid
 from refquant.quantized import Quantized
-from refquant_kernels.cpu.compile import aligned, helper, in_pieces, inlined, kernel, specialized
+from refquant_kernels.cpu.compile import PRODUCT, aligned, helper, in_pieces, inlined, kernel, specialized
 from refquant_kernels.cpu.decode import four_bits, half, two_bits
 from refquant_kernels.cpu.lanes import MAGIC
-from refquant_kernels.cpu.machine import float_of_bits, prefetch, sum_lanes, word_at
+from refquant_kernels.cpu.machine import float_of_bits, load_words, prefetch, sum_lanes, word_at
 from refquant_kernels.cpu.simd import (
     LANES,
     fma,
@@ -36,7 +36,7 @@ from refquant_kernels.cpu.simd import (
 )
 
 FEW = 4  # tokens up to which rows are decoded in registers
-PIECE = 1 << 16  # weights that are worth handing to another thread
+PIECE = 1 << 16  # weights to convert that are worth handing to another thread
 PANEL = 1 << 19  # weights decoded for one call of BLAS: 2 MB
 AHEAD = 4096  # bytes
 FAR = np.float32(1024)  # in steps; any weight farther from zero gets the first or last code
@@ -227,13 +227,15 @@ def dequantize(q):
 # ---- matmul
 
 
-BITS = None  # given by `specialized`, for each width
+BITS, WORDS = None, None  # given by `specialized`: bits a code; whether codes stay in words of 32 bits
 
 
 def _dot_rows(x, sums, data, scales, width, zeros, size, first, last, out):
     """out[t, r] for all tokens and rows first .. last - 1; codes of 2, 4 or 8 bits, whole bytes of vectors in a group.
 
-    x [m, k] with its columns out of order (`out_of_order`); sums [m, G], the sums of x over each group.
+    x [m, k] with its columns out of order (`out_of_order`); sums [m, G], the sums of x over each group. WORDS, for
+    groups of whole 64 bytes: eight codes of 4 bits lie in a lane, and a shift brings the next one down, where otherwise
+    bytes are spread to a lane each, all through the one port that shuffles.
     """
     k, groups, planes = x.shape[1], sums.shape[1], 8 // BITS
     row_bytes, group_bytes, zero_bytes = k // planes, size // planes, (groups * BITS + 7) // 8
@@ -244,9 +246,21 @@ def _dot_rows(x, sums, data, scales, width, zeros, size, first, last, out):
             for g in range(groups):
                 start, column = r * row_bytes + g * group_bytes, g * size
                 even, odd = splat(0.0), splat(0.0)
-                for b in range(start, start + group_bytes, LANES):
-                    codes = load(data, b)
+                for b in range(start, start + group_bytes, 64 if WORDS else LANES):
                     prefetch(data, b + AHEAD)
+                    if WORDS:
+                        codes = load_words(data, b)
+                        even = fma(four_bits(codes), load(tokens, column), even)
+                        odd = fma(four_bits(codes >> 4), load(tokens, column + LANES), odd)
+                        even = fma(four_bits(codes >> 8), load(tokens, column + 2 * LANES), even)
+                        odd = fma(four_bits(codes >> 12), load(tokens, column + 3 * LANES), odd)
+                        even = fma(four_bits(codes >> 16), load(tokens, column + 4 * LANES), even)
+                        odd = fma(four_bits(codes >> 20), load(tokens, column + 5 * LANES), odd)
+                        even = fma(four_bits(codes >> 24), load(tokens, column + 6 * LANES), even)
+                        odd = fma(four_bits(codes >> 28), load(tokens, column + 7 * LANES), odd)
+                        column += 8 * LANES
+                        continue
+                    codes = load(data, b)
                     if BITS == 8:
                         even = fma(to_float(codes), load(tokens, column), even)
                     elif BITS == 4:
@@ -264,40 +278,55 @@ def _dot_rows(x, sums, data, scales, width, zeros, size, first, last, out):
             out[t, r] = sum_lanes(total) - zero_part
 
 
-DOT_ROWS = {bits: specialized(_dot_rows, f"matmul_int{bits}", BITS=bits) for bits in (2, 4, 8)}
+DOT_ROWS = {bits: specialized(_dot_rows, f"matmul_int{bits}", BITS=bits, WORDS=False) for bits in (2, 4, 8)}
+DOT_WORDS = specialized(_dot_rows, "matmul_int4_words", BITS=4, WORDS=True)
 
 
-def out_of_order(x, bits):
-    """Columns of x [m, k] as sixteen bytes of codes give them: all first codes of the bytes, then all second ones."""
+def out_of_order(x, planes):
+    """Columns of x [m, k] as sixteen lanes of `planes` codes give them: the lanes' first codes, then their second."""
     m, k = x.shape
-    planes = 8 // bits
-    return x.reshape(m, -1, LANES, planes).swapaxes(2, 3).reshape(m, k)
+    return x.reshape(m, k // (LANES * planes), LANES, planes).swapaxes(2, 3).reshape(m, k)
+
+
+def prepare(q):
+    """Return matmul as a function of x [..., k] alone: float32 [..., n]."""
+    codes, scales, width, zeros, g_idx, size, bits = as_stored(q)
+    n, k = q.shape
+    step, groups = LANES * 8 // bits if bits in (2, 4, 8) else 0, -(-k // size)
+    in_registers = step and size % step == 0 and k % size == 0 and not g_idx.size
+    words = bits == 4 and size % 128 == 0
+    dot, planes = (DOT_WORDS, 8) if words else (DOT_ROWS.get(bits), 8 // bits)
+
+    def multiply(x):
+        tokens = np.ascontiguousarray(x, np.float32).reshape(-1, k)
+        m = len(tokens)
+        out = np.empty((m, n), np.float32)
+        if in_registers and 0 < m <= FEW:
+            ordered, sums = aligned(out_of_order(tokens, planes)), tokens.reshape(m, groups, size).sum(axis=2)
+            in_pieces(
+                lambda a, b: dot(ordered, sums, codes, scales, width, zeros, size, a, b, out), n, max(1, PRODUCT // k)
+            )
+        elif m:
+            rows = max(1, PANEL // k)
+            panel = np.empty((min(rows, n), k), np.float32)
+            flat = panel.reshape(-1)
+            for first in range(0, n, rows):
+                count = min(rows, n - first)
+
+                def decode(a, b, first=first):
+                    decode_rows(codes, scales, width, zeros, g_idx, k, size, bits, first + a, first + b, flat, first)
+
+                in_pieces(decode, count, max(1, PIECE // k))
+                np.matmul(tokens, panel[:count].T, out=out[:, first : first + count])
+        return out.reshape(*np.shape(x)[:-1], n)
+
+    return multiply
 
 
 @ops.fast_path("matmul", "int", backend="numba")
 def matmul(x, q):
     """X [..., k] -> float32 [..., n]."""
-    codes, scales, width, zeros, g_idx, size, bits = as_stored(q)
-    n, k = q.shape
-    tokens = np.ascontiguousarray(x, np.float32).reshape(-1, k)
-    out = np.empty((len(tokens), n), np.float32)
-    least = max(1, PIECE // k)
-    step = LANES * 8 // bits if bits in (2, 4, 8) else 0
-    if step and size % step == 0 and k % size == 0 and not g_idx.size and 0 < len(tokens) <= FEW:
-        ordered = aligned(out_of_order(tokens, bits))
-        sums = tokens.reshape(len(tokens), -1, size).sum(axis=2)
-        dot = DOT_ROWS[bits]
-        in_pieces(lambda a, b: dot(ordered, sums, codes, scales, width, zeros, size, a, b, out), n, least)
-    elif len(tokens):
-        rows = max(1, PANEL // k)
-        panel = np.empty((min(rows, n), k), np.float32)
-        flat = panel.reshape(-1)
-        for first in range(0, n, rows):
-            count = min(rows, n - first)
+    return prepare(q)(x)
 
-            def decode(a, b, first=first):
-                decode_rows(codes, scales, width, zeros, g_idx, k, size, bits, first + a, first + b, flat, first)
 
-            in_pieces(decode, count, least)
-            np.matmul(tokens, panel[:count].T, out=out[:, first : first + count])
-    return out.reshape(*x.shape[:-1], n)
+ops.find_op("matmul", "int").prepare["numba"] = prepare

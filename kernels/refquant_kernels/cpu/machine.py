@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils, config
 
-from refquant_kernels.cpu.simd import LANES, F, I, _function, _vector
+from refquant_kernels.cpu.simd import LANES, F, I, _function
 
 
 @functools.cache
@@ -25,19 +25,50 @@ def features() -> frozenset:
 
 
 def _sum_lanes(context, builder, sig, a):
-    half = LANES // 2
+    half, add = LANES // 2, builder.fadd if sig.return_type == types.float32 else builder.add
     while half:  # the upper half onto the lower, and so on
         mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [(i + half) % LANES for i in range(LANES)])
-        a, half = builder.fadd(a, builder.shuffle_vector(a, a, mask)), half // 2
+        a, half = add(a, builder.shuffle_vector(a, a, mask)), half // 2
     return builder.extract_element(a, ir.Constant(ir.IntType(32), 0))
+
+
+def _call(builder, name, result, *args):
+    kind = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+
+def _part(builder, a, first, count):
+    """Elements first .. first + count - 1 of a vector."""
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), count), [*range(first, first + count)])
+    return builder.shuffle_vector(a, a, mask)
+
+
+def _joined(builder, a, b):
+    count = 2 * a.type.count
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), count), [*range(count)]))
+
+
+def _in_halves(build):
+    """Build for eight lanes what is wanted for sixteen: the registers of AVX2."""
+
+    def whole(builder, *args):
+        return _joined(builder, *(build(builder, *(_part(builder, a, i, LANES // 2) for a in args)) for i in (0, 8)))
+
+    return whole
 
 
 def _pick(context, builder, sig, table, index):
     if "avx512f" in features():
-        name = "llvm.x86.avx512.permvar.sf.512"
-        kind = ir.FunctionType(table.type, [table.type, index.type])
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [table, index])
+        return _call(builder, "llvm.x86.avx512.permvar.sf.512", table.type, table, index)
     low = builder.and_(index, ir.Constant(index.type, [LANES - 1] * LANES))
+    if "avx2" in features():
+        lower, upper = _part(builder, table, 0, 8), _part(builder, table, 8, 8)
+
+        def eight(builder, index):
+            a, b = (_call(builder, "llvm.x86.avx2.permps", t.type, t, index) for t in (lower, upper))
+            return builder.select(builder.icmp_signed(">", index, ir.Constant(index.type, [7] * 8)), b, a)
+
+        return _in_halves(eight)(builder, low)
     result = ir.Constant(table.type, ir.Undefined)
     for lane in range(LANES):
         place = ir.Constant(ir.IntType(32), lane)
@@ -48,27 +79,138 @@ def _pick(context, builder, sig, table, index):
 
 
 pick = _function(F, [F, I], _pick)
-pick.__doc__ = """pick(table, I) -> F: lane i is table[index[i] % 16]. One instruction with AVX-512, many without."""
+pick.__doc__ = """pick(table, I) -> F: lane i is table[index[i] % 16]. One instruction with AVX-512, six with AVX2."""
 HAS_PICK = "avx512f" in features()
+HAS_TABLE = HAS_PICK or "avx2" in features()  # where `pick` is quicker than a search
+
+
+# ---- products of bytes and of words of 16 bits, each lane four or two of them
+
+HAS_VNNI = "avx512vnni" in features()
+SIGNED_EXCESS = 128 if HAS_VNNI else 0
+
+
+def _number(a, value):
+    return ir.Constant(a.type, [value] * a.type.count)
+
+
+def _as(builder, a, bits):
+    """The same register as elements of so many bits."""
+    return builder.bitcast(a, ir.VectorType(ir.IntType(bits), a.type.count * a.type.element.width // bits))
+
+
+def _pairs_of_bytes(builder, unsigned, signed):
+    """Products summed in pairs, <32 x i8> each, as <16 x i16>."""
+    a, b = _as(builder, unsigned, 8), _as(builder, signed, 8)
+    return _call(builder, "llvm.x86.avx2.pmadd.ub.sw", ir.VectorType(ir.IntType(16), 16), a, b)
+
+
+def _pairs_of_words(builder, a, b):
+    """Products summed in pairs, <16 x i16> each, as <8 x i32>."""
+    a, b = _as(builder, a, 16), _as(builder, b, 16)
+    return _call(builder, "llvm.x86.avx2.pmadd.wd", ir.VectorType(ir.IntType(32), 8), a, b)
+
+
+def _four_products(builder, total, a, b, unsigned):
+    """Plain LLVM."""
+    for i in range(4):
+        x = builder.shl(a, _number(a, 24 - 8 * i))
+        x = (builder.lshr if unsigned else builder.ashr)(x, _number(a, 24))
+        y = builder.ashr(builder.shl(b, _number(b, 24 - 8 * i)), _number(b, 24))
+        total = builder.add(total, builder.mul(x, y))
+    return total
 
 
 def _dot_bytes(context, builder, sig, total, unsigned, signed):
-    if "avx512vnni" in features():
-        kind = ir.FunctionType(total.type, [total.type] * 3)
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.vpdpbusd.512")
-        return builder.call(function, [total, unsigned, signed])
-    number = functools.partial(ir.Constant, total.type)
-    for i in range(4):
-        a = builder.and_(builder.lshr(unsigned, number([8 * i] * LANES)), number([255] * LANES))
-        b = builder.ashr(builder.shl(signed, number([24 - 8 * i] * LANES)), number([24] * LANES))
-        total = builder.add(total, builder.mul(a, b))
-    return total
+    if HAS_VNNI:
+        return _call(builder, "llvm.x86.avx512.vpdpbusd.512", total.type, total, unsigned, signed)
+    if "avx2" in features():
+
+        def eight(builder, total, a, b):
+            pairs = _pairs_of_bytes(builder, a, b)
+            return builder.add(total, _pairs_of_words(builder, pairs, _number(pairs, 1)))
+
+        return _in_halves(eight)(builder, total, unsigned, signed)
+    return _four_products(builder, total, unsigned, signed, unsigned=True)
 
 
 dot_bytes = _function(I, [I, I, I], _dot_bytes)
 dot_bytes.__doc__ = (
-    """dot_bytes(I, I, I) -> I: to each lane, its four unsigned bytes times its four signed bytes are added."""
+    """dot_bytes(total, a, b) -> I: to each lane, its four bytes of a, 0..128, times those of b, -127..127."""
 )
+
+
+def _dot_signed(context, builder, sig, total, a, b):
+    if HAS_VNNI:  # which multiplies unsigned with signed bytes only
+        return _dot_bytes(context, builder, sig, total, builder.xor(a, _number(a, -0x7F7F_7F80)), b)
+    if "avx2" in features():
+
+        def eight(builder, total, a, b):
+            a, b = _as(builder, a, 8), _as(builder, b, 8)
+            size, turned = (_call(builder, "llvm.x86.avx2.psign.b", a.type, each, a) for each in (a, b))
+            pairs = _pairs_of_bytes(builder, size, turned)
+            return builder.add(total, _pairs_of_words(builder, pairs, _number(pairs, 1)))
+
+        return _in_halves(eight)(builder, total, a, b)
+    return _four_products(builder, total, a, b, unsigned=False)
+
+
+dot_signed = _function(I, [I, I, I], _dot_signed)
+dot_signed.__doc__ = """dot_signed(total, a, b) -> I: the same of signed bytes a + SIGNED_EXCESS; b is -127..127.
+
+So a caller begins with a total of -SIGNED_EXCESS times the sum of b.
+"""
+
+
+def _scaled(context, builder, sig, scale):
+    low = builder.and_(scale, _number(scale, 0xFFFF))
+    return low if HAS_VNNI else builder.or_(low, builder.shl(scale, _number(scale, 16)))
+
+
+def _dot_scaled(context, builder, sig, total, unsigned, signed, scale):
+    if HAS_VNNI:
+        four = _call(builder, "llvm.x86.avx512.vpdpbusd.512", total.type, _number(total, 0), unsigned, signed)
+        return _call(builder, "llvm.x86.avx512.vpdpwssd.512", total.type, total, four, scale)
+    if "avx2" in features():
+
+        def eight(builder, total, a, b, scale):
+            return builder.add(total, _pairs_of_words(builder, _pairs_of_bytes(builder, a, b), scale))
+
+        return _in_halves(eight)(builder, total, unsigned, signed, scale)
+    four = _four_products(builder, _number(total, 0), unsigned, signed, unsigned=True)
+    scale = builder.ashr(scale, _number(scale, 16))
+    return builder.add(total, builder.mul(four, scale))
+
+
+scaled = _function(I, [I], _scaled)
+scaled.__doc__ = """scaled(I) -> I: whole numbers of 16 bits as the scales that `dot_scaled` takes."""
+dot_scaled = _function(I, [I, I, I, I], _dot_scaled)
+dot_scaled.__doc__ = (
+    """dot_scaled(total, a, b, scale) -> I: total + scale * (four bytes of a, 0..64, times those of b)."""
+)
+
+
+def _times(context, builder, sig, a, b):
+    """Processors take two steps and ten cycles for a product of 32 bits; for two of 16 bits, added up, one step."""
+    if "avx512bw" in features():
+        low = _as(builder, builder.and_(a, _number(a, 0xFFFF)), 16)
+        return _call(builder, "llvm.x86.avx512.pmaddw.d.512", a.type, low, _as(builder, b, 16))
+    if "avx2" in features():
+        return _in_halves(_pairs_of_words)(builder, builder.and_(a, _number(a, 0xFFFF)), b)
+    return builder.mul(a, b)
+
+
+times = _function(I, [I, I], _times)
+times.__doc__ = """times(a, b) -> I: a * b, of numbers within 16 bits."""
+
+
+def arrange(order):
+    """Return a function of one vector, F or I: its lanes in this order, known when it is compiled."""
+
+    def build(context, builder, sig, a):
+        return builder.shuffle_vector(a, a, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [*order]))
+
+    return _function(lambda a: a, [None], build)
 
 
 def _load_words(half):
@@ -96,16 +238,135 @@ load_words_twice.__doc__ = (
 )
 
 
-def _bytes_of(context, builder, sig, *words):
-    vector = ir.Constant(ir.VectorType(ir.IntType(32), 4), ir.Undefined)
-    for i, word in enumerate(words):
-        vector = builder.insert_element(vector, word, ir.Constant(ir.IntType(32), i))
-    return builder.zext(builder.bitcast(vector, ir.VectorType(ir.IntType(8), LANES)), _vector("I"))
+def _load_quarters(context, builder, sig, array, first, second):
+    """Sixteen bytes from `first`, twice, then sixteen from `second`, twice."""
+    data = context.make_array(sig.args[0])(context, builder, array).data
+    kind, parts = ir.VectorType(ir.IntType(32), 4), []
+    for index in (first, second):
+        part = builder.load(builder.bitcast(builder.gep(data, [index]), kind.as_pointer()))
+        part.align = 1
+        parts.append(part)
+    order = [0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7]
+    return builder.shuffle_vector(*parts, ir.Constant(ir.VectorType(ir.IntType(32), LANES), order))
 
 
-bytes_of = _function(I, [types.uint32] * 4, _bytes_of)
-bytes_of.__doc__ = """bytes_of(a, b, c, d) -> I: the sixteen bytes of four words, the lowest first."""
+load_quarters = _function(I, [None, types.intp, types.intp], _load_quarters)
+load_quarters.__doc__ = (
+    """load_quarters(bytes, i, j) -> I: 16 bytes from i in lanes 0..3 and 4..7, from j in 8..11, 12..15."""
+)
+
+
+def _load_two(sizes):
+    """Load runs of bytes, one after the other, into one vector; zeros after them."""
+
+    def build(context, builder, sig, array, *indices):
+        data = context.make_array(sig.args[0])(context, builder, array).data
+        whole, at = None, 0
+        for index, size in zip(indices, sizes, strict=True):
+            kind = ir.VectorType(ir.IntType(32), size // 4)
+            part = builder.load(builder.bitcast(builder.gep(data, [index]), kind.as_pointer()))
+            part.align = 1
+            lanes = ir.VectorType(ir.IntType(32), LANES)
+            zero = ir.Constant(kind, [0] * (size // 4))
+            order = [lane - at if at <= lane < at + size // 4 else size // 4 for lane in range(LANES)]
+            part = builder.shuffle_vector(part, zero, ir.Constant(lanes, order))
+            keep = [lane + LANES * (lane >= at) for lane in range(LANES)]
+            whole = part if whole is None else builder.shuffle_vector(whole, part, ir.Constant(lanes, keep))
+            at += size // 4
+        return whole
+
+    return _function(I, [None] + [types.intp] * len(sizes), build)
+
+
+load_two = _load_two((32, 32))
+load_two.__doc__ = """load_two(bytes, i, j) -> I: 32 bytes from i in lanes 0..7, 32 from j in lanes 8..15."""
+load_52 = _load_two((32, 16, 4))
+load_52.__doc__ = """load_52(bytes, i, j, l) -> I: 32 bytes from i, 16 from j, 4 from l, then zeros."""
+
+
+def _add_bit(bit):
+    """Set a bit of each byte where the bit of that number is set in 64."""
+
+    def build(context, builder, sig, value, first, second):
+        wide = ir.IntType(64)
+        both = builder.or_(builder.zext(first, wide), builder.shl(builder.zext(second, wide), ir.Constant(wide, 32)))
+        mask = builder.bitcast(both, ir.VectorType(ir.IntType(1), 64))
+        bytes_ = ir.VectorType(ir.IntType(8), 64)
+        more = builder.select(mask, ir.Constant(bytes_, [1 << bit] * 64), ir.Constant(bytes_, [0] * 64))
+        return builder.or_(value, builder.bitcast(more, value.type))
+
+    return _function(I, [I, types.uint32, types.uint32], build)
+
+
+add_bit_4 = _add_bit(4)
+add_bit_4.__doc__ = (
+    """add_bit_4(codes, a, b) -> I: 16 more in byte i where bit i is set, of a for bytes 0..31, of b for the rest."""
+)
+
+
+def _look_up_bytes(context, builder, sig, table, index):
+    if "avx512bw" in features() or "avx2" in features():
+        whole = "avx512bw" in features()
+        name = "llvm.x86.avx512.pshuf.b.512" if whole else "llvm.x86.avx2.pshuf.b"
+
+        def build(builder, table, index):
+            table, low = _as(builder, table, 8), _as(builder, index, 8)
+            return _as(builder, _call(builder, name, table.type, table, low), 32)
+
+        return build(builder, table, index) if whole else _in_halves(build)(builder, table, index)
+    entries = [builder.extract_element(_as(builder, table, 8), ir.Constant(ir.IntType(32), i)) for i in range(16)]
+    codes = _as(builder, index, 8)
+    result = _number(codes, 0)
+    for i, entry in enumerate(entries):  # sixteen comparisons
+        one = builder.insert_element(ir.Constant(codes.type, ir.Undefined), entry, ir.Constant(ir.IntType(32), 0))
+        same = builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), 64), [0] * 64))
+        result = builder.select(builder.icmp_unsigned("==", codes, _number(codes, i)), same, result)
+    return _as(builder, result, 32)
+
+
+look_up_bytes = _function(I, [I, I], _look_up_bytes)
+look_up_bytes.__doc__ = """look_up_bytes(table, codes) -> I: for each byte, 0..15, that entry of a table.
+
+The table has sixteen bytes, four times over.
+"""
+
+
+def _bytes_above(limit):
+    def build(context, builder, sig, a):
+        a = _as(builder, a, 8)
+        above = builder.icmp_unsigned(">", a, _number(a, limit))
+        return _as(builder, builder.select(above, _number(a, 1), _number(a, 0)), 32)
+
+    return _function(I, [I], build)
+
+
+above_85, above_170 = _bytes_above(85), _bytes_above(170)
+above_85.__doc__ = above_170.__doc__ = """1 in each byte that is larger, else 0."""
+
+
+def _triple_bytes(context, builder, sig, a):
+    a = _as(builder, a, 8)
+    return _as(builder, builder.add(builder.add(a, a), a), 32)
+
+
+triple_bytes = _function(I, [I], _triple_bytes)
+triple_bytes.__doc__ = """triple_bytes(I) -> I: each byte times 3, the low 8 bits."""
+
+
+def _in_two(context, builder, sig, a, b):
+    pair = ir.Constant(ir.VectorType(ir.FloatType(), 2), ir.Undefined)
+    for i, value in enumerate((a, b)):
+        pair = builder.insert_element(pair, value, ir.Constant(ir.IntType(32), i))
+    return builder.shuffle_vector(pair, pair, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * 8 + [1] * 8))
+
+
+in_two = _function(F, [types.float32, types.float32], _in_two)
+in_two.__doc__ = """in_two(a, b) -> F: a in lanes 0..7, b in lanes 8..15."""
+
+
 sum_lanes = _function(types.float32, [F], _sum_lanes)
+sum_lanes_int = _function(types.int32, [I], _sum_lanes)
+sum_lanes_int.__doc__ = """sum_lanes_int(I) -> int32, the sum of the lanes."""
 sum_lanes.__doc__ = """sum_lanes(F) -> float32, the sum of the lanes, added in pairs."""
 
 

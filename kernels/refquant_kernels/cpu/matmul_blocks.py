@@ -16,15 +16,15 @@ short, so the error is below that of a plain loop.
 import numpy as np
 
 from refquant import ops
-from refquant_kernels.cpu.compile import aligned, in_pieces, specialized
+from refquant_kernels.cpu.compile import PRODUCT, aligned, in_pieces, specialized
 from refquant_kernels.cpu.decode import DECODERS
 from refquant_kernels.cpu.dequantize import KERNELS
 from refquant_kernels.cpu.machine import prefetch, sum_lanes
-from refquant_kernels.cpu.matmul_k import ROWS
+from refquant_kernels.cpu.matmul_k import ROWS, arranged
 from refquant_kernels.cpu.simd import LANES, fma, load, splat
 
 FEW = 4  # tokens up to which each row is decoded in registers for all of them
-PIECE = 1 << 16  # weights that are worth handing to another thread
+PIECE = 1 << 16  # weights to decode that are worth handing to another thread
 PANEL = 1 << 19  # weights decoded for one call of BLAS: 2 MB
 AHEAD = 4096  # bytes
 
@@ -59,23 +59,36 @@ def _register(name):
             _rows, f"matmul_{name.lower()}", size=block, record=itemsize, head=its_head, weights=its_weights
         )
 
+    def prepare(q):
+        """Return matmul as a function of x [..., k] alone: float32 [..., n]."""
+        n, k = q.shape
+        data = np.ascontiguousarray(q.arrays["blocks"]).reshape(-1)
+
+        def multiply(x):
+            tokens = aligned(np.asarray(x).reshape(-1, k))
+            m = len(tokens)
+            out = np.empty((m, n), np.float32)
+            if k % block:  # F16 and BF16 of a ragged width
+                np.matmul(tokens, ops.dequantize(q, backend="numba").T, out=out)
+            elif 0 < m <= FEW:
+                given, sums = arranged(tokens, name) if name in ROWS else (tokens, tokens)
+                in_pieces(
+                    lambda first, last: kernel(given, sums, data, k // block, first, last, out),
+                    n,
+                    max(1, PRODUCT // k),
+                )
+            elif m:
+                by_panels(tokens, data, KERNELS[name], block, out)
+            return out.reshape(*np.shape(x)[:-1], n)
+
+        return multiply
+
     @ops.fast_path("matmul", name, backend="numba")
     def matmul(x, q):
         """X [..., k] -> float32 [..., n]."""
-        n, k = q.shape
-        tokens = aligned(np.asarray(x).reshape(-1, k))
-        out = np.empty((len(tokens), n), np.float32)
-        data = np.ascontiguousarray(q.arrays["blocks"]).reshape(-1)
-        if k % block:  # F16 and BF16 of a ragged width
-            np.matmul(tokens, ops.dequantize(q, backend="numba").T, out=out)
-        elif 0 < len(tokens) <= FEW:
-            sums = tokens.reshape(len(tokens), -1, LANES).sum(axis=2)
-            in_pieces(
-                lambda first, last: kernel(tokens, sums, data, k // block, first, last, out), n, max(1, PIECE // k)
-            )
-        elif len(tokens):
-            by_panels(tokens, data, KERNELS[name], block, out)
-        return out.reshape(*x.shape[:-1], n)
+        return prepare(q)(x)
+
+    ops.find_op("matmul", name).prepare["numba"] = prepare
 
 
 def by_panels(tokens, data, decode, block, out):

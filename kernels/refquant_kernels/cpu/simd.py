@@ -16,7 +16,7 @@ loop variable runs over the weights, so all state stays in registers: that is th
 The types are LLVM's own `<16 x float>`. LLVM cuts them to the machine's registers: one on AVX-512, two on AVX2, four on
 SSE and NEON. No instruction set is named.
 
-Operators: + - * / and comparisons; & | ~ << >> (arithmetic) on `I`, & | ~ on `M`; `abs`. A plain number beside a vector
+Operators: + - * / and comparisons; & | ^ << >> (arithmetic) on `I`, & | ~ on `M`; `abs`. A plain number beside a vector
 is put in every lane, rounded to float32 first.
 """
 
@@ -118,6 +118,7 @@ for _op, _name in ((operator.add, "add"), (operator.sub, "sub"), (operator.mul, 
 _binary(operator.truediv, "F", lambda builder, kind, a, b: builder.fdiv(a, b))
 _binary(operator.and_, "IM", lambda builder, kind, a, b: builder.and_(a, b))
 _binary(operator.or_, "IM", lambda builder, kind, a, b: builder.or_(a, b))
+_binary(operator.xor, "I", lambda builder, kind, a, b: builder.xor(a, b))
 _binary(operator.lshift, "I", lambda builder, kind, a, b: builder.shl(a, b))
 _binary(operator.rshift, "I", lambda builder, kind, a, b: builder.ashr(a, b))
 for _op, _symbol in (
@@ -212,6 +213,14 @@ def _store_pairs(context, builder, sig, array, index, a, b):
     return context.get_dummy_value()
 
 
+def _store_float_pairs(context, builder, sig, array, index, a, b):
+    order = [i for lane in range(LANES) for i in (lane, lane + LANES)]
+    value = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), 2 * LANES), order))
+    pointer = builder.gep(context.make_array(sig.args[0])(context, builder, array).data, [index])
+    builder.store(value, builder.bitcast(pointer, value.type.as_pointer())).align = 4
+    return context.get_dummy_value()
+
+
 def _kind_of(array, *_):
     return F if array.dtype == types.float32 else I
 
@@ -232,6 +241,8 @@ store = _function(types.void, [None, types.intp, None], _store)
 store.__doc__ = """store(array, i, value): to elements i .. i + 15; of I in an array of bytes or int16 the low bits."""
 store_pairs = _function(types.void, [None, types.intp, I, I], _store_pairs)
 store_pairs.__doc__ = """store_pairs(bytes, i, a, b): from byte i on a[0], b[0], a[1], b[1], ..., low bytes of I."""
+store_float_pairs = _function(types.void, [None, types.intp, F, F], _store_float_pairs)
+store_float_pairs.__doc__ = """store_float_pairs(array, i, a, b): from element i on a[0], b[0], a[1], b[1], ..."""
 select = _function(
     lambda mask, a, b: a if isinstance(a, Lanes) else b,
     [M, None, None],

@@ -5,7 +5,7 @@
 //   attend      rotate q and k, append k and v to the cache, attention       a block a query head; the cache is read once
 //   gate        silu(a) b                                                    elementwise
 //
-// With weights in strips only `attend` is left: normalize and gate are part of the products then (gemv.cu: INPUT, ADD).
+// With weights in strips only `attend` is left: normalize and gate are part of the products then (gemv.cu: INPUT, GATE, ADD).
 // All wait for the kernel before them (griddepcontrol) and let the next one begin, whose weights are fetched meanwhile.
 #include "numbers.cuh"
 #include "overlap.cuh"
@@ -48,11 +48,17 @@ extern "C" __global__ void attend(const f16* qkv, const float* cosine, const flo
     extern __shared__ float scores[];
     __shared__ float q[128], k[128], parts[8], sums[8][128];
     let_next_begin();
-    wait_for_previous();
     int head = blockIdx.x, shared_by = heads / kv_heads, kv = head / shared_by, at = position[0];
     int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
     f16 *its_keys = keys + (long long)kv * places * 128, *its_values = values + (long long)kv * places * 128;
     const f16* v = qkv + (heads + kv_heads + kv) * 128;
+    // What earlier tokens left in the cache (and the position) was there long before: the kernels that choose a token
+    // do not overlap. So it can be brought near while the product before this kernel still runs.
+    for (int line = (head % shared_by) * 256 + thread; line < 2 * at; line += 256 * shared_by) {
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(its_keys + 64 * line));
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(its_values + 64 * line));
+    }
+    wait_for_previous();
     if (thread < 128) {  // the two halves of a vector are rotated against each other
         const f16* from = thread < 64 ? qkv + head * 128 : qkv + (heads + kv) * 128;
         int i = thread % 64;
@@ -68,19 +74,30 @@ extern "C" __global__ void attend(const f16* qkv, const float* cosine, const flo
     float mine[16], most = -1e30f;
 #pragma unroll
     for (int i = 0; i < 16; i++) mine[i] = q[16 * part + i] * 0.08838834764831845f;  // / sqrt(128)
-#pragma unroll 4
-    for (int first = 4 * warp; first < at; first += 32) {
-        int p = first + of_four;
-        float dot = 0;
-        uint4 pieces[2] = {};
-        if (p < at)
-            for (int i = 0; i < 2; i++) pieces[i] = ((const uint4*)(its_keys + p * 128 + 16 * part))[i];
-        const unsigned short* columns = (const unsigned short*)pieces;
+    for (int first = 4 * warp + of_four; first - of_four < at; first += 128) {
+        uint4 pieces[4][2];  // of four places, all asked for before the first is used
 #pragma unroll
-        for (int i = 0; i < 16; i++) dot += mine[i] * from_f16(columns[i]);
-        for (int step = 1; step < 8; step *= 2) dot += __shfl_xor_sync(~0u, dot, step);
-        if (p < at) most = fmaxf(most, dot);
-        if (p < at && part == 0) scores[p] = dot;
+        for (int u = 0; u < 4; u++)
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+                pieces[u][i] = ((const uint4*)(its_keys + min(first + 32 * u, at - 1) * 128 + 16 * part))[i];
+#pragma unroll
+        for (int u = 0; u < 4; u++) {
+            int p = first + 32 * u;
+            float dot = 0;
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                unsigned pairs[4] = {pieces[u][i].x, pieces[u][i].y, pieces[u][i].z, pieces[u][i].w};
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    dot += mine[8 * i + 2 * e] * from_f16(pairs[e] & 0xffff);
+                    dot += mine[8 * i + 2 * e + 1] * from_f16(pairs[e] >> 16);
+                }
+            }
+            for (int step = 1; step < 8; step *= 2) dot += __shfl_xor_sync(~0u, dot, step);
+            if (p < at) most = fmaxf(most, dot);
+            if (p < at && part == 0) scores[p] = dot;
+        }
     }
     if (warp == 0) {
         float dot = 0;
@@ -105,16 +122,25 @@ extern "C" __global__ void attend(const f16* qkv, const float* cosine, const flo
     // Eight columns a thread, sixteen places at once.
     int column = thread % 16 * 8;
     float total[8] = {};
-#pragma unroll 8
-    for (int p = thread / 16; p < at; p += 16) {
-        uint4 eight = *(const uint4*)(its_values + p * 128 + column);
-        const unsigned short* columns = (const unsigned short*)&eight;
+    for (int first = thread / 16; first < at; first += 128) {
+        uint4 eight[8];
 #pragma unroll
-        for (int i = 0; i < 8; i++) total[i] += scores[p] * from_f16(columns[i]);
+        for (int u = 0; u < 8; u++) eight[u] = *(const uint4*)(its_values + min(first + 16 * u, at - 1) * 128 + column);
+#pragma unroll
+        for (int u = 0; u < 8; u++) {
+            float score = first + 16 * u < at ? scores[first + 16 * u] : 0;
+            unsigned pairs[4] = {eight[u].x, eight[u].y, eight[u].z, eight[u].w};
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                total[2 * e] += score * from_f16(pairs[e] & 0xffff);
+                total[2 * e + 1] += score * from_f16(pairs[e] >> 16);
+            }
+        }
     }
 #pragma unroll
     for (int i = 0; i < 8; i++) total[i] += __shfl_xor_sync(~0u, total[i], 16);
     if (lane < 16)
+#pragma unroll
         for (int i = 0; i < 8; i++) sums[warp][column + i] = total[i];
     __syncthreads();
     if (thread < 128) {

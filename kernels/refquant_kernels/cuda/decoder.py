@@ -38,7 +38,7 @@ def float16_linear(w):
 
 
 class StripsLinear:
-    """A product of weights in strips, which can take in the norm or the gate before it and add to its result."""
+    """A product of weights in strips, which can take in the norm before it, or the gate or the addition behind it."""
 
     def __init__(self, w):
         self.strips = w
@@ -51,13 +51,13 @@ class StripsLinear:
         """Write the product with h / rms(h) * weight to y; h float32."""
         products.gemv(self.strips, h, y, made_by={"INPUT": "I_NORM"}, extra=weight)
 
+    def gated(self, h, weight, y) -> None:
+        """Write silu(a) b to y, where a and b are the product with h / rms(h) * weight: eight rows of a, eight of b."""
+        products.gemv(self.strips, h, y, made_by={"INPUT": "I_NORM", "GATE": 1}, extra=weight)
+
     def added(self, x, h) -> None:
         """Add the product with x to h."""
         products.gemv(self.strips, x, h, made_by={"ADD": 1})
-
-    def gated(self, both, h) -> None:
-        """Add the product with silu(a) b to h; both: a, b."""
-        products.gemv(self.strips, both, h, made_by={"INPUT": "I_GATE", "ADD": 1})
 
 
 class Decoder:
@@ -126,8 +126,8 @@ class Decoder:
         qkv.normalized(self.h, layer["norms"][0], b["qkv"])
         self._attend(layer["caches"])
         o.added(b["attended"], self.h)
-        gate_up.normalized(self.h, layer["norms"][1], b["both"])
-        down.gated(b["both"], self.h)
+        gate_up.gated(self.h, layer["norms"][1], b["gated"])
+        down.added(b["gated"], self.h)
 
     def _layer(self, layer, first: bool):
         """The same with products that can do nothing else."""

@@ -2,10 +2,10 @@
 //
 // Must move, 8192 x 28672, int4-g128:   weights 122.9 MB, once, whatever the number of tokens up to 128
 // Must do:                              2 m n k: 7.5 GFLOP for 16 tokens, 60 for 128
-// Floor of an H100:                     43 us of memory; 128 tokens: 61 us of arithmetic at 989 TFLOP/s
+// Floor of an H100:                     40 us of memory; 128 tokens: 61 us of arithmetic at 989 TFLOP/s
 //
-// gemm.cu is the rung before. Measured there: a third of the time goes into addresses and waiting, and mma.sync alone,
-// at half of wgmma's rate, would miss the memory's time for 128 tokens. Here:
+// gemm.cu is the rung before. There all threads compute addresses and wait together, and mma.sync is slower than the
+// memory for 128 tokens. Here:
 //
 // - wgmma. A warpgroup has 64 rows, its warps a strip each; the weights become float16 in the very registers that the
 //   instruction reads. While it runs, the warps decode the next codes; another warpgroup fills the remaining gaps.

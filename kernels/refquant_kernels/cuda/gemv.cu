@@ -16,16 +16,16 @@
 // v5  v4 launched with overlap=True          the first records of the next launch are fetched while this one ends.
 //
 // A model's decode step saves launches when a product takes in what lies between it and the one before: INPUT says what x
-// is made of (I_NORM: h / rms(h) * extra, from float32 h; I_GATE: silu(a) b, from a and b one after the other), and with
-// ADD the result is added to y. Every block makes x for itself; that is little work, and needs no launch.
+// is made of (I_NORM: h / rms(h) * extra, from float32 h: every block does it for itself), with ADD the result is added to
+// y, and with GATE the rows are eight of a and eight of b in turn, and y [n / 2] is silu(a) b: both are in one strip.
 //
 // bfloat16 activations become float16 with a power of two, which is exact for all that lies within 2^-29 of the largest
 // (and in float32's last bits for the rest), so that one kind of tensor-core instruction serves both.
 //
 // compile with: -DX=f16 -DY=float -DIS_BF16=0 -DBITS=4 -DSUB=128 -DHEADER=6 -DVALUE=V_ZERO -DZEROS=4 -DSCALE=S_F16
 // compile with: -DX=bf16 -DY=bf16 -DY_HALF=1 -DIS_BF16=1 -DBITS=4 -DSUB=32 -DHEADER=16 -DVALUE=V_OFFSET -DOFFSET=0 -DSCALE=S_Q4_K
-// compile with: -DX=float -DY=f16 -DY_HALF=1 -DIS_BF16=0 -DINPUT=I_NORM -DBITS=4 -DSUB=32 -DHEADER=16 -DVALUE=V_OFFSET -DOFFSET=0 -DSCALE=S_Q4_K
-// compile with: -DX=f16 -DY=float -DIS_BF16=0 -DINPUT=I_GATE -DADD=1 -DBITS=4 -DSUB=128 -DHEADER=6 -DVALUE=V_ZERO -DZEROS=4 -DSCALE=S_F16
+// compile with: -DX=float -DY=f16 -DY_HALF=1 -DIS_BF16=0 -DINPUT=I_NORM -DGATE=1 -DBITS=4 -DSUB=32 -DHEADER=16 -DVALUE=V_OFFSET -DOFFSET=0 -DSCALE=S_Q4_K
+// compile with: -DX=f16 -DY=float -DIS_BF16=0 -DADD=1 -DBITS=4 -DSUB=128 -DHEADER=6 -DVALUE=V_ZERO -DZEROS=4 -DSCALE=S_F16
 // compile with: -DX=f16 -DY=float -DIS_BF16=0 -DBITS=2 -DSUB=16 -DHEADER=20 -DVALUE=V_OFFSET -DOFFSET=0 -DSCALE=S_Q2_K
 // compile with: -DX=f16 -DY=float -DIS_BF16=0 -DBITS=3 -DSUB=16 -DHEADER=14 -DVALUE=V_OFFSET -DOFFSET=4 -DSCALE=S_Q3_K
 // compile with: -DX=f16 -DY=float -DIS_BF16=0 -DBITS=8 -DSUB=128 -DHEADER=8 -DVALUE=V_E4M3 -DSCALE=S_F32
@@ -44,12 +44,14 @@
 #endif
 #define I_PLAIN 0
 #define I_NORM 1
-#define I_GATE 2
 #ifndef INPUT
 #define INPUT I_PLAIN
 #endif
 #ifndef ADD
 #define ADD 0
+#endif
+#ifndef GATE
+#define GATE 0
 #endif
 
 // Dot products of a record's 16 rows with x; those of rows r and r + 8 are added to `low` and `high` in parts, which
@@ -154,43 +156,39 @@ __device__ __forceinline__ void fetch_x(const X* x, int k, int padded, f16* xs) 
 }
 
 #else
-// Make x in shared memory from what came before; k is a multiple of 8.
-__device__ __forceinline__ void fetch_x(const X* x, const f16* extra, int k, int padded, f16* xs, float* parts) {
-#if INPUT == I_NORM
+// Make x in shared memory from h; k is a multiple of 4.
+__device__ __forceinline__ void fetch_x(const X* h, const f16* extra, int k, int padded, f16* xs, float* parts) {
     float sum = 0;
-#pragma unroll 4
-    for (int i = threadIdx.x; i < k / 4; i += 32 * WARPS) {
-        float4 v = ((const float4*)x)[i];
+    float4 held[4];  // all of it, if k is at most 512 WARPS
+#pragma unroll
+    for (int u = 0; u < 4; u++) {
+        int i = threadIdx.x + 32 * WARPS * u;
+        held[u] = i < k / 4 ? ((const float4*)h)[i] : make_float4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (int u = 0; u < 4; u++)
+        sum += held[u].x * held[u].x + held[u].y * held[u].y + held[u].z * held[u].z + held[u].w * held[u].w;
+    for (int i = threadIdx.x + 128 * WARPS; i < k / 4; i += 32 * WARPS) {
+        float4 v = ((const float4*)h)[i];
         sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
     }
     for (int step = 16; step; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
     if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = sum;
     __syncthreads();
     sum = 0;
+#pragma unroll
     for (int i = 0; i < WARPS; i++) sum += parts[i];
     float factor = rsqrtf(sum / k + 1e-5f);
-#pragma unroll 4
-    for (int i = threadIdx.x; i < k / 4; i += 32 * WARPS) {
-        float4 v = ((const float4*)x)[i];
+    auto put4 = [&](int i, float4 v) {
         uint2 weight = ((const uint2*)extra)[i];
         unsigned a = to_f16(v.x * factor * from_f16(weight.x & 0xffff)), b = to_f16(v.y * factor * from_f16(weight.x >> 16));
         unsigned c = to_f16(v.z * factor * from_f16(weight.y & 0xffff)), d = to_f16(v.w * factor * from_f16(weight.y >> 16));
         ((uint2*)xs)[i] = make_uint2(a | b << 16, c | d << 16);
-    }
-#else
-#pragma unroll 4
-    for (int i = threadIdx.x; i < k / 8; i += 32 * WARPS) {
-        uint4 first = ((const uint4*)x)[i], second = ((const uint4*)(x + k))[i], result;
-        const unsigned short *a = (const unsigned short*)&first, *b = (const unsigned short*)&second;
-        unsigned short* y = (unsigned short*)&result;
+    };
 #pragma unroll
-        for (int e = 0; e < 8; e++) {
-            float gate = from_f16(a[e]);
-            y[e] = to_f16(gate / (1 + __expf(-gate)) * from_f16(b[e]));
-        }
-        ((uint4*)xs)[i] = result;
-    }
-#endif
+    for (int u = 0; u < 4; u++)
+        if (threadIdx.x + 32 * WARPS * u < k / 4) put4(threadIdx.x + 32 * WARPS * u, held[u]);
+    for (int i = threadIdx.x + 128 * WARPS; i < k / 4; i += 32 * WARPS) put4(i, ((const float4*)h)[i]);
     for (int i = k + threadIdx.x; i < padded; i += 32 * WARPS) xs[i] = 0;
     commit();
 }
@@ -304,8 +302,14 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv_v4(const uint4* w,
 #pragma unroll
             for (int i = 0; i < WARPS / 2; i++) sum += set[16 * (2 * i + (lane >> 4)) + (lane & 15)];
             sum += __shfl_xor_sync(~0u, sum, 16);
+#if GATE
+            float b = __shfl_down_sync(~0u, sum, 8);
+            int row = 8 * (blockIdx.x + gridDim.x * s) + lane;
+            if (lane < 8 && row < n / 2) store(y + row, sum / (1 + __expf(-sum)) * b);
+#else
             int row = 16 * (blockIdx.x + gridDim.x * s) + lane;
             if (lane < 16 && row < n) store(y + row, sum * back);
+#endif
         }
     }
 }

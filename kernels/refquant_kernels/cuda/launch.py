@@ -175,10 +175,13 @@ def sources(file: str) -> dict[str, str]:
     return texts
 
 
+_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
+
+
 def source_hash(file: str) -> str:
-    """SHA-256 of a .cu file and its headers: what a recorded measurement was made of."""
-    text = "".join(f"{name}\0{text}\0" for name, text in sources(file).items())
-    return hashlib.sha256(text.encode()).hexdigest()
+    """SHA-256 of a .cu file and its headers, comments and spacing left out: what a recorded measurement was made of."""
+    code = "".join(f"{name}\0{' '.join(_COMMENT.sub(' ', text).split())}\0" for name, text in sources(file).items())
+    return hashlib.sha256(code.encode()).hexdigest()
 
 
 def compile_source(file: str, arch: str, options: tuple[str, ...] = ()) -> bytes:
@@ -253,7 +256,7 @@ def variants(file: str) -> list[tuple[str, ...]]:
 @functools.cache
 def parameters(file: str, name: str, defines: tuple = ()) -> tuple[tuple[str, str], ...]:
     """(parameter, type) of a kernel in declared order, types without const and __restrict__, such as "f16*"."""
-    text = re.sub(r"//[^\n]*|/\*.*?\*/", " ", sources(file)[file], flags=re.S)
+    text = _COMMENT.sub(" ", sources(file)[file])
     found = re.search(rf'extern "C" __global__ void\s*(?:__launch_bounds__\([^)]*\))?\s+{name}\s*\(([^)]*)\)', text)
     if not found:
         raise BadInput(f'{file} declares no kernel extern "C" __global__ void {name}(...)')
@@ -353,6 +356,10 @@ class Kernel:
             self._layout.pack_into(self._buffer, 0, *values)
             if place != self._configured:
                 attributes = 1 if overlap and capability(index) >= (9, 0) else 0
+                if attributes:
+                    # CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT: the same for all that overlap, since a
+                    # multiprocessor must run empty before its memory is divided in another way
+                    _driver_call("cuFuncSetAttribute", ctypes.c_void_p(function), 9, 100)
                 at = ctypes.addressof(_OVERLAP)
                 _CONFIG.pack_into(self._config, 0, *grid, *block, shared, place[1], at, attributes)
                 self._configured = place

@@ -109,11 +109,11 @@ def gemv_choice(layout: strips.Layout) -> tuple[int, int, int]:
 
 
 def gemv(w, x, y, warps=None, stages=None, blocks=None, overlap=True, made_by=None, extra=None):
-    """One token. `made_by`: the defines INPUT and ADD of gemv.cu, with `extra`, the norm's float16 weight [k]."""
+    """One token. `made_by`: the defines INPUT, ADD, GATE of gemv.cu, with `extra`, the norm's float16 weight [k]."""
     torch = launch.torch()
     (n, k), layout = w.shape, w.layout
     processors, most = launch.properties(x.device.index)
-    chosen = gemv_choice(layout)
+    chosen = (16, 3, 1) if made_by else gemv_choice(layout)  # few blocks: each makes x
     warps, stages = warps or chosen[0], stages or chosen[1]
     while gemv_shared(layout, k, warps, stages) > most:
         stages, warps = (stages - 1, warps) if stages > 1 else (stages, warps // 2)

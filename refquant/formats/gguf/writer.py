@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from refquant.errors import BadInput
-from refquant.formats.files import replacing
+from refquant.errors import BadFile, BadInput
+from refquant.formats.files import continuing, replacing
 from refquant.formats.gguf.reader import DEFAULT_ALIGNMENT, MAGIC, MAX_AXES, VERSIONS
 from refquant.formats.gguf.tensor import Tensor, as_tensor
 from refquant.formats.gguf.values import encode, encode_string, type_code, typed
@@ -13,7 +13,9 @@ from refquant.formats.gguf.values import encode, encode_string, type_code, typed
 MAX_NAME = 63  # bytes; GGML_MAX_NAME counts the C string's end as well
 
 
-def write(path, metadata: Mapping, tensors: Mapping | Iterable[Tensor], version: int = 3) -> None:
+def write(
+    path, metadata: Mapping, tensors: Mapping | Iterable[Tensor], version: int = 3, resume: bool | None = None
+) -> None:
     """Write a GGUF file; the layout is in :func:`refquant.formats.gguf.read`.
 
     Parameters
@@ -27,9 +29,14 @@ def write(path, metadata: Mapping, tensors: Mapping | Iterable[Tensor], version:
         comes, so a model can be quantized while it is written.
     version : int
         2 or 3; the bytes differ in that number only.
+    resume : bool, optional
+        Not None: an interrupted run leaves what it wrote, as `.NAME.partial` in the same folder. True: take that up,
+        after its last whole tensor; that one is asked for again, and compared.
 
     Raises
     ------
+    BadFile
+        What is to be resumed has another header or another last tensor than this run gives it; it is left alone.
     BadInput
         A value without a GGUF type, a name twice or longer than llama.cpp takes, rows that are not whole blocks, or a
         tensor that brings more or fewer bytes than its shape says. Nothing is left at `path` then.
@@ -48,12 +55,37 @@ def write(path, metadata: Mapping, tensors: Mapping | Iterable[Tensor], version:
     if not isinstance(alignment, np.uint32) or alignment < 1 or int(alignment) & (int(alignment) - 1):
         raise BadInput(f"general.alignment must be a UINT32 power of two, got {alignment!r}")
     items = [as_tensor(*item) for item in tensors.items()] if isinstance(tensors, Mapping) else list(tensors)
-    with replacing(path) as file:
-        file.write(_header(values, items, int(alignment), version))
-        for tensor in items:
+    header = _header(values, items, int(alignment), version)
+    with replacing(path) if resume is None else continuing(path, resume) as file:
+        done = _take_up(file, header, items, int(alignment)) if resume else 0
+        if not done:
+            file.write(header)
+        for tensor in items[done:]:
             _pad(file, int(alignment))
             _write_tensor(file, tensor)
         _pad(file, int(alignment))
+
+
+def _take_up(file, header: bytes, items: list[Tensor], alignment: int) -> int:
+    """Return how many tensors are whole in a file that was left, and cut it after them."""
+    size = file.seek(0, 2)
+    file.seek(0)
+    if file.read(len(header)) != header[:size]:
+        raise BadFile(f"{file.name} was left by a run with other settings; run it with those, or without resume")
+    start, end, done = -(-len(header) // alignment) * alignment, 0, 0
+    for tensor in items:
+        if start + tensor.nbytes > size:
+            break
+        begin, end, done = start, start + tensor.nbytes, done + 1
+        start = -(-end // alignment) * alignment
+    if done:
+        file.seek(begin)
+        for piece in items[done - 1].pieces():
+            if file.read(memoryview(piece).nbytes) != bytes(piece):
+                raise BadFile(f"{file.name}: {items[done - 1].name} is not what this run makes; run without resume")
+    file.truncate(end)
+    file.seek(end)
+    return done
 
 
 def _header(values: dict, items: list[Tensor], alignment: int, version: int) -> bytes:

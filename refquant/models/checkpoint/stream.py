@@ -7,6 +7,7 @@ shard it wrote; the result is the same to the byte.
 
 import shutil
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,9 +22,10 @@ from refquant.models import walk
 from refquant.models.checkpoint import extras
 from refquant.models.checkpoint.folder import Folder, read_json
 from refquant.models.checkpoint.opening import empty_model, read_config
-from refquant.models.checkpoint.saving import pack
-from refquant.models.checkpoint.schemes import Scheme, choose
+from refquant.models.checkpoint.saving import check, pack
+from refquant.models.checkpoint.schemes import Scheme
 from refquant.models.checkpoint.writer import ShardWriter, as_torch, check_target, take_place, write_json
+from refquant.models.report import Layer, Report
 from refquant.quantized import Quantized, find_format
 
 JOURNAL = "refquant-progress.json"
@@ -79,7 +81,6 @@ class _Progress:
     def finish(self) -> int:
         """Write the last shard; return how many zero-points are 0."""
         self.shards.finish()
-        (self.folder / JOURNAL).unlink(missing_ok=True)
         return sum(self.complete.values()) + sum(count for _, count in self._waiting.values())
 
 
@@ -93,7 +94,7 @@ def quantize_folder(
     progress: bool = False,
     command: str | None = None,
     shard_bytes: int = SHARD_BYTES,
-) -> None:
+) -> Report:
     """Quantize every Linear layer of the decoder blocks of a folder of float weights into a new folder.
 
     Parameters
@@ -125,18 +126,21 @@ def quantize_folder(
 
     Notes
     -----
-    Leaves out: methods that look at activations (GPTQ, AWQ), which need the model's blocks to run; the fused experts
-    of mixture models, which are no Linear layers to transformers and stay in float.
+    Leaves out: methods that look at activations (GPTQ, AWQ), for which see `quantize_blocks`; the fused experts of
+    mixture models, which are no Linear layers to transformers and stay in float.
     """
-    source, target = Path(source), Path(target)
+    source, target, began = Path(source), Path(target), time.perf_counter()
     check_target(target)
     work = target.with_name(f".{target.name}.partial")
     with Folder(source) as folder:
         if folder.quantization is not None:
             raise BadFile(f"{source} is quantized already; use convert")
         linears, others = _linears(source)
-        scheme = choose(format, dict.fromkeys(linears, grid), False, others, dtype)
+        shapes = _shapes(folder, linears)
+        scheme = check(format, grid, shapes, others, dtype)
         headers = [[name, header.dtype, list(header.shape)] for name, header in folder.tensors.items()]
+        report = Report("rtn" if find_format(grid).family == "int" else find_format(grid).family, grid)
+        report.layers = [Layer(n, grid, s, find_format(grid).nbytes(s), None) for n, s in shapes.items()]
         settings = {"format": format, "grid": grid, "dtype": dtype, "shard_bytes": shard_bytes, "source": headers}
         state = _Progress.open(work, settings, resume)
         try:
@@ -145,16 +149,42 @@ def quantize_folder(
                 for name, header in folder.tensors.items():
                     if name not in state.complete:
                         state.add(name, *_outputs(folder, scheme, name, linears, grid, dtype))
+                    if name.removesuffix(".weight") not in shapes:
+                        report.other_bytes += header.count * getattr(torch, dtype).itemsize
                     bar.update(header.count)
             zeros = state.finish()
         except RefquantError:
             shutil.rmtree(work, ignore_errors=True)
             raise
-        extras.write_config(work, folder.config, scheme, dtype)
-        extras.copy_files(source, work)
-        command = command or " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        extras.write_readme(work, target.name, scheme, command, extras.notes(scheme, zeros))
-    take_place(work, target, target.with_name(f".{target.name}.old"))
+        finish_folder(folder, work, target, scheme, dtype, command, zeros)
+    report.seconds = time.perf_counter() - began
+    return report
+
+
+def finish_folder(
+    folder: Folder, work: Path, target: Path, scheme: Scheme, dtype: str, command: str | None, zeros: int
+) -> None:
+    """Write what belongs beside the weights, and give the folder its name."""
+    for left in work.glob("activations-*"):  # of a run that was interrupted while it removed them
+        shutil.rmtree(left)
+    for name in extras.COPIED:  # as it may have been interrupted here, too
+        (work / name).unlink(missing_ok=True)
+    extras.write_config(work, folder.config, scheme, dtype)
+    extras.copy_files(folder.path, work)
+    given = [argument for argument in sys.argv[1:] if argument != "--resume"]  # the bytes do not depend on it
+    command = command or " ".join([Path(sys.argv[0]).name, *given])
+    extras.write_readme(work, target.name, scheme, command, extras.notes(scheme, zeros))
+    take_place(work, target, target.with_name(f".{target.name}.old"), JOURNAL)
+
+
+def as_dtype(name: str, tensor: torch.Tensor, dtype: str) -> torch.Tensor:
+    """Return a tensor that is not quantized as it is written; `BadInput` for what the type cannot hold."""
+    if not tensor.is_floating_point():
+        return tensor
+    cast = tensor.to(getattr(torch, dtype))
+    if not torch.isfinite(cast).all():
+        raise BadInput(f"{name} holds NaN, infinity or values beyond {dtype}; try another dtype")
+    return cast
 
 
 def _linears(source: Path) -> tuple[dict[str, bool], tuple[str, ...]]:
@@ -167,6 +197,17 @@ def _linears(source: Path) -> tuple[dict[str, bool], tuple[str, ...]]:
     return linears, tuple(name for name in found if name not in linears)
 
 
+def _shapes(folder: Folder, linears: dict[str, bool]) -> dict[str, tuple[int, int]]:
+    """Return the shapes (out, in) of the layers; `BadFile` for one that the folder lacks."""
+    found = {}
+    for name, transposed in linears.items():
+        header = folder.tensors.get(f"{name}.weight")
+        if header is None or len(header.shape) != 2:
+            raise BadFile(f"{folder.path}: the matrix {name}.weight is missing")
+        found[name] = header.shape[::-1] if transposed else header.shape
+    return found
+
+
 def _outputs(
     folder: Folder, scheme: Scheme, name: str, linears: dict[str, bool], grid: str, dtype: str
 ) -> tuple[dict[str, torch.Tensor], int]:
@@ -174,12 +215,7 @@ def _outputs(
     tensor = folder.tensor(name)
     module = name.removesuffix(".weight")
     if module == name or module not in linears:
-        kind = getattr(torch, dtype)
-        if tensor.is_floating_point():
-            if not torch.isfinite(tensor.to(kind)).all():
-                raise BadInput(f"{name} holds NaN, infinity or values beyond {dtype}; try another dtype")
-            tensor = tensor.to(kind)
-        return {name: tensor}, 0
+        return {name: as_dtype(name, tensor, dtype)}, 0
     w = tensor.float().numpy()
     try:
         q = _quantize(w.T if linears[module] else w, grid)

@@ -60,11 +60,16 @@ def check_target(path: Path) -> None:
         raise BadInput(f"{path} is there and is not the folder of a model; it will not be replaced")
 
 
-def take_place(partial: Path, path: Path, old: Path) -> None:
-    """Rename `partial` to `path`; what was there is removed afterwards, or put back when that fails."""
+def take_place(partial: Path, path: Path, old: Path, without: str | None = None) -> None:
+    """Rename `partial` to `path`; what was there is removed afterwards, or put back when that fails.
+
+    The file `without` is removed at the last moment.
+    """
     for file in partial.iterdir():
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
+    if without:
+        (partial / without).unlink(missing_ok=True)
     if not path.exists():
         partial.rename(path)
         return
@@ -119,16 +124,21 @@ class ShardWriter:
         self.shards.append({name: tensor.nbytes for name, tensor in self._waiting.items()})
         self._waiting = {}
 
+    def _rename(self, index: int, name: str) -> None:
+        """Give a shard its name, unless a run that was interrupted here already has."""
+        if self._name(index).exists():
+            self._name(index).rename(self.folder / name)
+
     def finish(self) -> None:
         """Write the last shard, give all of them their names, and write the index when there are several."""
         self.flush()
         if len(self.shards) == 1:
-            self._name(0).rename(self.folder / "model.safetensors")
+            self._rename(0, "model.safetensors")
             return
         weight_map = {}
         for index, shard in enumerate(self.shards):
             name = f"model-{index + 1:05}-of-{len(self.shards):05}.safetensors"
-            self._name(index).rename(self.folder / name)
+            self._rename(index, name)
             weight_map |= dict.fromkeys(shard, name)
         total = sum(size for shard in self.shards for size in shard.values())
         write_json(self.folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})

@@ -1,6 +1,5 @@
 """A model of transformers to a GGUF file, and a GGUF file to the parts of a model of transformers."""
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,11 @@ from refquant.formats.gguf import GGUFFile, Tensor
 from refquant.importance import ImportanceMatrix
 from refquant.methods import mixes
 from refquant.models.gguf import architectures, tokenizer
+from refquant.models.walk import without_parameters
 from refquant.quantized import Quantized
 
 QUANTIZATION_VERSION = 2  # of ggml's block formats; written into every file
+ROW_WEIGHTS = 4 << 20  # weights of a matrix that are quantized at a time
 
 
 @dataclass(frozen=True)
@@ -52,23 +53,24 @@ def convert(folder, path, mix: str = "Q4_K_M", **options) -> mixes.Plan:
     """Write a folder of a transformers model (config.json, *.safetensors, tokenizer) as a GGUF file.
 
     One tensor at a time is in memory. `options` are those of `write_model`. Raises `BadFile` where the folder lacks one
-    of its parts.
+    of its parts, is broken, or quantized already.
     """
-    from safetensors import safe_open
-    from transformers import AutoConfig, AutoTokenizer
+    from refquant.models.checkpoint.folder import Folder
+    from refquant.models.checkpoint.opening import empty_model, read_config, read_tokenizer
 
-    folder = Path(folder)
-    shards = sorted(folder.glob("*.safetensors"))
-    if not shards or not (folder / "config.json").is_file():
-        raise BadFile(f"{folder}: expected config.json and *.safetensors")
-    sources = {}
-    for shard in shards:
-        file = safe_open(shard, "pt")
-        for name in file.keys():
-            shape = tuple(file.get_slice(name).get_shape())
-            sources[name] = Source(shape, lambda f=file, n=name: f.get_tensor(n).float().numpy())
-    config = AutoConfig.from_pretrained(folder).to_dict()
-    return write_model(config, sources, AutoTokenizer.from_pretrained(folder), path, mix, **options)
+    with Folder(folder) as opened:
+        if opened.quantization is not None:
+            raise BadFile(f"{folder} is quantized already; a GGUF file is made from float weights")
+        config = read_config(opened.path)
+        place = {name: i for i, name in enumerate(empty_model(config).state_dict())}  # in the order of `export`
+        sources = {
+            name: Source(opened.tensors[name].shape, lambda n=name: opened.tensor(n).float().numpy())
+            for name in sorted(opened.tensors, key=lambda name: place.get(name, len(place)))
+        }
+        tokens = read_tokenizer(opened.path)
+        if tokens is None:
+            raise BadFile(f"{folder} has no tokenizer, which a GGUF file needs")
+        return write_model(config.to_dict(), sources, tokens, path, mix, **options)
 
 
 def write_model(
@@ -83,6 +85,7 @@ def write_model(
     name: str | None = None,
     progress: bool = True,
     backend: str = "numpy",
+    resume: bool | None = None,
 ) -> mixes.Plan:
     """Quantize a model tensor by tensor while its GGUF file is written.
 
@@ -103,6 +106,8 @@ def write_model(
         Show a bar over the tensors.
     backend : str
         Of `refquant.quantize`.
+    resume : bool, optional
+        As for `formats.gguf.write`.
 
     Returns
     -------
@@ -147,12 +152,12 @@ def write_model(
         if importance.datasets:
             metadata["quantize.imatrix.dataset"] = importance.datasets[0]
     bar = tqdm(total=sum(choice.nbytes for choice in plan.choices), unit="B", unit_scale=True, disable=not progress)
+    ends = dict(zip(plan.types, np.cumsum([choice.nbytes for choice in plan.choices]).tolist(), strict=True))
 
     def data(choice):
-        values = _values(choice, placed[choice.name], config, item, importance, backend)
         bar.set_description(f"{choice.name} {choice.type}", refresh=False)
-        bar.update(choice.nbytes)
-        return values
+        yield from _values(choice, placed[choice.name], config, item, importance, backend)
+        bar.update(ends[choice.name] - bar.n)
 
     tensors = [Tensor(c.name, c.shape, c.type, lambda c=c: data(c)) for c in plan.choices]
     rope = dict(config.get("rope_parameters") or {})
@@ -160,27 +165,30 @@ def write_model(
         factors = architectures.rope_factors(rope, config["head_dim"])
         tensors.insert(0, Tensor("rope_freqs.weight", factors.shape, "F32", factors))
     with bar:
-        gguf.write(path, metadata, tensors)
+        gguf.write(path, metadata, tensors, resume=resume)
     return plan
 
 
-def _values(choice, source: Source, config, item, importance, backend):
-    """The tensor as it goes into the file."""
+def _values(choice, source: Source, config, item, importance, backend) -> Iterator[np.ndarray]:
+    """Yield the tensor as it goes into the file; some rows of a matrix at a time, to save memory."""
     w = source.load()
     order = architectures.row_order(choice.name, choice.shape[0], config, item)
     if isinstance(w, Quantized) and w.format == choice.type:
-        return w.arrays["blocks"] if order is None else w.arrays["blocks"][order]
+        yield w.arrays["blocks"] if order is None else w.arrays["blocks"][order]
+        return
     w = ops.dequantize(w) if isinstance(w, Quantized) else w
-    w = w if order is None else w[order]
     if architectures.is_norm(choice.name):
         w = w + np.float32(item.norm_shift)
     if not np.isfinite(w).all():
         raise BadInput(f"{choice.name}: the weights hold NaN or infinity")
     if w.ndim != 2 or choice.type == "F32":
-        return w
+        yield w if order is None else w[order]
+        return
     means = importance.means(choice.name, w.shape[1]) if importance is not None else None
-    q = ops.quantize(w, choice.type, importance=None if means is None else means[0], backend=backend)
-    return q.arrays["blocks"]
+    rows = max(1, ROW_WEIGHTS // w.shape[1])
+    for start in range(0, len(w), rows):
+        part = w[start : start + rows] if order is None else w[order[start : start + rows]]
+        yield ops.quantize(part, choice.type, None if means is None else means[0], backend=backend).arrays["blocks"]
 
 
 def _unless_changed(quantized: Quantized, dense: Source | None):
@@ -258,7 +266,7 @@ def load(path, layer: Callable | None = None):
 
     file = gguf.read(path)
     config = gguf_to_config(file)
-    with _without_parameters():
+    with without_parameters():
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
     shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
     dense, kept = {}, {}
@@ -288,21 +296,3 @@ def load(path, layer: Callable | None = None):
 
 def _module(model, parameter: str):
     return model.get_submodule(parameter.rpartition(".")[0])
-
-
-@contextlib.contextmanager
-def _without_parameters():
-    """Modules made in here get parameters without memory or values; buffers (rotary frequencies) are computed."""
-    import torch
-
-    register = torch.nn.Module.register_parameter
-
-    def register_empty(module, name, parameter):
-        empty = None if parameter is None else torch.nn.Parameter(parameter.to("meta"), parameter.requires_grad)
-        register(module, name, empty)
-
-    torch.nn.Module.register_parameter = register_empty
-    try:
-        yield
-    finally:
-        torch.nn.Module.register_parameter = register

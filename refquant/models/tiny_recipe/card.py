@@ -1,7 +1,7 @@
 """Finish the model folder: config files, notices, loss curve, measurements and the model card.
 
 `python -m refquant.models.tiny_recipe.card FOLDER MODEL RUN [RUN ...] [--smollm2 FILE.gguf] [--abandoned RUN]
-[--tried HISTORY ...]`
+[--tried HISTORY ...]`, or with `--again MODEL`: measure what MODEL/measured.json lacks, and write the text anew
 
 FOLDER is what `gather` and `encode` wrote, MODEL the model's folder, which holds the tokenizer and the tokens already,
 RUN what `train` wrote: several where each started from the weights of the one before it. Every number in the card is
@@ -17,6 +17,8 @@ import numpy as np
 
 from refquant.models.tiny_recipe import card_text
 from refquant.models.tiny_recipe.measure import PARTS, measure
+
+KEPT = ("history", "manifest")  # what the card's text needs besides the measurements
 
 
 def write_configs(config: dict, model: Path):
@@ -74,33 +76,41 @@ def notice(manifest: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def assemble(folder: Path, model: Path, runs: list[Path], abandoned: Path | None, tried: list[Path]):
+    """Put weights, configs, loss curve, manifest and notices into the model's folder; return history and manifest."""
+    stages = [json.loads((run / "history.json").read_text()) for run in runs]
+    unused = json.loads((abandoned / "history.json").read_text()) if abandoned else None
+    manifest = json.loads((folder / "manifest.json").read_text())
+    shutil.copyfile(runs[-1] / "model.safetensors", model / "model.safetensors")
+    write_configs(stages[-1]["config"], model)
+    draw(stages, unused, model / "loss.png")
+    history = {"stages": stages, "abandoned": unused, "tried": [json.loads(path.read_text()) for path in tried]}
+    (model / "history.json").write_text(json.dumps(history))
+    for part in PARTS:
+        manifest["parts"][part]["names"] = (folder / "text" / f"{part}.names.txt").read_text().split("\n")[:-1]
+    for part, entry in manifest["parts"].items():
+        entry["tokens"] = (folder / "tokens" / f"{part}.u16").stat().st_size // 2
+    (model / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    (model / "NOTICE").write_text(notice(manifest))
+    return history, manifest
+
+
 def main():
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("paths", type=Path, nargs="*", metavar="FOLDER MODEL RUN")
+    parser.add_argument("--again", type=Path, metavar="MODEL", help="of a finished folder: only measurements and text")
     parser.add_argument("--smollm2", type=Path, help="SmolLM2's GGUF file, for the comparison of activations")
     parser.add_argument("--abandoned", type=Path, help="the first run continued to its end, shown in the picture")
     parser.add_argument("--tried", type=Path, nargs="*", default=[], help="history.json of other runs, for the table")
     args = parser.parse_args()
-    stages = [json.loads((run / "history.json").read_text()) for run in args.runs]
-    abandoned = json.loads((args.abandoned / "history.json").read_text()) if args.abandoned else None
-    manifest = json.loads((args.folder / "manifest.json").read_text())
-    shutil.copyfile(args.runs[-1] / "model.safetensors", args.model / "model.safetensors")
-    write_configs(stages[-1]["config"], args.model)
-    draw(stages, abandoned, args.model / "loss.png")
-    tried = [json.loads(path.read_text()) for path in args.tried]
-    runs = {"stages": stages, "abandoned": abandoned, "tried": tried}
-    (args.model / "history.json").write_text(json.dumps(runs))
-    for part in PARTS:
-        manifest["parts"][part]["names"] = (args.folder / "text" / f"{part}.names.txt").read_text().split("\n")[:-1]
-    for part, entry in manifest["parts"].items():
-        entry["tokens"] = (args.folder / "tokens" / f"{part}.u16").stat().st_size // 2
-    (args.model / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-    (args.model / "NOTICE").write_text(notice(manifest))
-    measured = measure(args.model, args.smollm2)
-    (args.model / "README.md").write_text(card_text.card(runs, manifest, measured))
+    if args.again:
+        model, runs, manifest = args.again, *(json.loads((args.again / f"{n}.json").read_text()) for n in KEPT)
+    elif len(args.paths) >= 3:
+        model, runs, manifest = args.paths[1], *assemble(*args.paths[:2], args.paths[2:], args.abandoned, args.tried)
+    else:
+        parser.error("give FOLDER, MODEL and at least one RUN, or --again MODEL")
+    (model / "README.md").write_text(card_text.card(runs, manifest, measure(model, args.smollm2)))
 
 
 if __name__ == "__main__":

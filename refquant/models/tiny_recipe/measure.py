@@ -100,24 +100,24 @@ def first_windows(model, ids: np.ndarray, context: int, windows: int = 16) -> di
 
 
 def quantized(model, ids: np.ndarray, calibration: np.ndarray, context: int, windows: int = 64) -> dict:
-    """Perplexity (llama.cpp) over the first windows after quantizing the decoder's Linear layers.
+    """Perplexity (llama.cpp) over the first windows after quantizing as the rows of `refquant compare` do.
 
     The standard error is that of the difference from full precision, token by token on the same text.
     """
     from refquant.evaluate.perplexity import score
+    from refquant.methods.registry import defaults
     from refquant.models.quantize import quantize
 
     tokens = calibration[: 32 * context].astype(np.int64).reshape(-1, context)
-    base = score(model, ids, "llama.cpp", context, windows=windows)
+    base = score(model, ids, "llama.cpp", context, windows=windows, keep=True)
     out = {"windows": windows, "calibration_windows": len(tokens), "perplexity": base.perplexity, "rows": []}
     for grid in GRIDS:
         for method in METHODS:
             changed = copy.deepcopy(model)
-            quantize(changed, method, grid, tokens)
-            scores = score(changed, ids, "llama.cpp", context, windows=windows)
-            error = scores.perplexity * float((scores.nll - base.nll).std(ddof=1)) / len(base.nll) ** 0.5
-            row = {"grid": grid, "method": method, "perplexity": scores.perplexity}
-            out["rows"].append(row | {"difference": scores.perplexity - base.perplexity, "standard_error": error})
+            quantize(changed, method, grid, tokens, **defaults(method)[1])
+            scores = score(changed, ids, "llama.cpp", context, windows=windows, reference=base)
+            change = {"difference": scores.perplexity_change, "standard_error": scores.perplexity_change_stderr}
+            out["rows"].append({"grid": grid, "method": method, "perplexity": scores.perplexity} | change)
     return out
 
 

@@ -1,0 +1,116 @@
+"""llm-int8: quantize, dequantize, and its product, in which both sides are 8-bit integers (`methods.llm_int8`).
+
+Must move, 4096 x 4096 weights, one token: 16,777,216 bytes: at 18 GB/s 0.93 ms. Must do, for 64 weights: one
+instruction for their products (VNNI; with AVX2 five for 32): the memory is the floor.
+
+The idea: the product of integers stays one: four products at a time are added up in 32 bits. Everything around it, the
+rounding of x, the scales, the columns with outliers, is the reference's own, so the result is equal to it, but where a
+column is set apart: those few are multiplied by BLAS in both, in float32.
+"""
+
+import numpy as np
+
+from refquant import ops
+from refquant.grids import as_grid
+from refquant.methods import llm_int8
+from refquant.quantized import Quantized
+from refquant_kernels.cpu.codebooks import peaks
+from refquant_kernels.cpu.compile import PRODUCT, in_pieces, kernel
+from refquant_kernels.cpu.int_grids import PIECE
+from refquant_kernels.cpu.lanes import MAGIC, from_float16, to_float16
+from refquant_kernels.cpu.machine import SIGNED_EXCESS, dot_signed, load_words, prefetch, sum_lanes_int
+from refquant_kernels.cpu.matmul_int8_blocks import padded
+from refquant_kernels.cpu.simd import LANES, load, load_signed, select, splat, splat_int, store, to_float, to_int
+
+AHEAD = 4096  # bytes
+TOKENS = 8  # whose codes stay in the cache while the rows pass
+f32 = np.float32
+
+
+@kernel()
+def int8_encode(w, factors, k, first, last, out):
+    """Codes of rows first .. last - 1: w rounded to float16, times the row's factor, to the nearest in -127..127."""
+    row, codes = np.zeros(k + LANES, np.float32), np.empty(k + LANES, np.uint8)
+    for r in range(first, last):
+        row[:k] = w[r * k : (r + 1) * k]
+        for i in range(0, k, LANES):
+            v = (from_float16(to_float16(load(row, i))) * splat(factors[r]) + MAGIC) - MAGIC
+            v = select(v < -127.0, splat(-127.0), select(v > 127.0, splat(127.0), v))
+            store(codes, i, to_int(v))
+        out[r * k : (r + 1) * k] = codes[:k]
+
+
+@kernel()
+def int8_decode(codes, scales, k, first, last, out):
+    """Weights of rows first .. last - 1: code * scale * 1/127, in that order."""
+    for r in range(first, last):
+        scale, start, whole = splat(scales[r]), r * k, r * k + k // LANES * LANES
+        for i in range(start, whole, LANES):
+            store(out, i, to_float(load_signed(codes, i)) * scale * f32(1 / 127))
+        for i in range(whole, start + k):
+            out[i] = f32(np.int8(codes[i])) * scales[r] * f32(1 / 127)
+
+
+@kernel()
+def int8_rows(a, sums, b, k, first, last, out):
+    """out[t, r] = sum a[t] * b[r] for all tokens and rows first .. last - 1, int32.
+
+    a: uint8 [m, K], the bytes of signed codes, zeros from column k on, K a multiple of 64; sums int32 [m, K / 64], of
+    64 of them; b: the bytes of signed codes [n, k], flat.
+    """
+    whole = k // 64 * 64
+    for start in range(0, a.shape[0], TOKENS):
+        for r in range(first, last):
+            for t in range(start, min(a.shape[0], start + TOKENS)):
+                tokens, total = a[t], splat_int(0)
+                for i in range(0, whole, 64):
+                    prefetch(b, r * k + i + AHEAD)
+                    total = dot_signed(total, load_words(b, r * k + i), load_words(tokens, i))
+                result = sum_lanes_int(total)
+                for i in range(whole // 64):
+                    result -= np.int32(SIGNED_EXCESS) * sums[t, i]
+                for i in range(whole, k):
+                    result += np.int32(np.int8(tokens[i])) * np.int32(np.int8(b[r * k + i]))
+                out[t, r] = result
+
+
+def int32_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Product of int8 [m, k], none of them -128, and int8 [n, k]: int32 [m, n], exact."""
+    (m, k), n = a.shape, len(b)
+    wide = padded(a, 64)
+    sums = wide.reshape(m, wide.shape[1] // 64, 64).sum(axis=2, dtype=np.int32)
+    codes, flat = np.ascontiguousarray(wide).view(np.uint8), np.ascontiguousarray(b).view(np.uint8).reshape(-1)
+    out = np.empty((m, n), np.int32)
+    in_pieces(
+        lambda first, last: int8_rows(codes, sums, flat, k, first, last, out), n, max(1, PRODUCT // (k * max(m, 1)))
+    )
+    return out
+
+
+@ops.fast_path("quantize", "llm-int8", backend="numba")
+def quantize(w, format, importance=None):  # noqa: A002 (ops calls it that)
+    """The same arrays as backend "numpy"."""
+    n, k = w.shape
+    flat = np.ascontiguousarray(w, np.float32).reshape(-1)
+    scales = as_grid(format).scale(peaks(flat, k, k, n))
+    factors = f32(llm_int8.LEVELS) * (f32(1) / np.where(scales > 0, scales, f32(np.inf)))
+    codes = np.empty((n, k), np.uint8)
+    out = codes.reshape(-1)
+    in_pieces(lambda a, b: int8_encode(flat, factors, k, a, b, out), n, max(1, PIECE // k))
+    return Quantized(format, (n, k), {"CB": codes.view(np.int8), "SCB": scales})
+
+
+@ops.fast_path("dequantize", "llm-int8", backend="numba")
+def dequantize(q):
+    """Weights float32 [n, k]."""
+    (n, k), out = q.shape, np.empty(q.shape, np.float32)
+    codes, scales = (np.ascontiguousarray(q.arrays[name]) for name in ("CB", "SCB"))
+    codes, flat = codes.view(np.uint8).reshape(-1), out.reshape(-1)
+    in_pieces(lambda a, b: int8_decode(codes, scales, k, a, b, flat), n, max(1, PIECE // k))
+    return out
+
+
+@ops.fast_path("matmul", "llm-int8", backend="numba")
+def matmul(x, q):
+    """X [..., k] -> float32 [..., n]: both sides in 8 bits, the columns with outliers apart."""
+    return llm_int8.matmul(x, q, product=int32_product)

@@ -1,0 +1,109 @@
+"""What `refquant bench cpu` measured, as a table and as a picture."""
+
+from pathlib import Path
+
+HEADER = (
+    "operation", "format", "weights in", "threads", "Mweights/s", "GB/s", "spread", "ggml", "ratio", "peer", "ratio",
+)  # fmt: skip
+WIDTHS = (12, 10, 10, 7, 10, 7, 7, 8, 6, 14, 6)
+LEFT = 3  # columns of text
+
+
+def cells(row: dict) -> tuple:
+    """What a row of the table shows."""
+    low, median, high = row["numba"]
+    text = [
+        str(row["threads"]),
+        f"{row['weights'] / median / 1e6:.0f}",
+        f"{row['bytes'] / median / 1e9:.2f}",
+        f"{(high - low) / median:.0%}",
+    ]
+    for peer in ("ggml", next((p for p in ("torch", "numpy") if p in row), "torch")):
+        if peer in row:
+            theirs = f"{row['weights'] / row[peer][1] / 1e6:.0f}" + ("" if peer == "ggml" else f" {peer}")
+            text += [theirs, f"{row[peer][1] / median:.2f}"]
+        else:
+            text += ["", ""]
+    return row["operation"], row["format"], row["place"], *text
+
+
+def line(values: tuple) -> str:
+    """Return a row for the terminal."""
+    left = [v.ljust(s) for v, s in zip(values[:LEFT], WIDTHS, strict=False)]
+    return " ".join([*left, *(v.rjust(s) for v, s in zip(values[LEFT:], WIDTHS[LEFT:], strict=True))])
+
+
+def markdown(result: dict) -> str:
+    """Return the table as kernels/README.md has it."""
+    machine, versions = result["machine"], result["versions"]
+    speeds = " and ".join(f"{value / 1e9:.1f} GB/s on {n}" for n, value in machine["read_bandwidth"].items())
+    lines = [
+        "# Kernels: measured",
+        "",
+        "Written by `refquant bench cpu --markdown kernels/README.md`; not edited by hand. Medians of "
+        f"{result['runs']} interleaved runs on {machine['processor']} with {', '.join(machine['features'])}, which "
+        f"reads memory in order at {speeds} thread(s); Numba {versions['numba']}, {result['date']}. "
+        "Ratio: ours to theirs, above 1 is faster. GB/s: the least bytes that the operation must move, per second. "
+        "Products: one token; ggml's have activations of 8 bits throughout, ours in `matmul` float32; F32 is NumPy's "
+        "BLAS. Spread: between the quartiles.",
+        "",
+        "| " + " | ".join(HEADER) + " |",
+        "|" + "---|" * LEFT + "---:|" * (len(HEADER) - LEFT),
+    ]
+    if result["left_out"]:
+        lines.insert(3, f"Left out for want of time: {result['left_out']} measurements.\n")
+    return "\n".join([*lines, *("| " + " | ".join(cells(row)) + " |" for row in result["rows"]), ""])
+
+
+def draw(result: dict, path: str) -> None:
+    """Draw the products beyond the cache: weights a second over bits a weight, under what the memory gives."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import numpy as np
+    from matplotlib import pyplot
+
+    rows = [row for row in result["rows"] if row["operation"].startswith("matmul") and row["place"] == "memory"]
+    rows = rows or [row for row in result["rows"] if row["operation"].startswith("matmul")]
+    counts = sorted({row["threads"] for row in rows})
+    figure, all_axes = pyplot.subplots(
+        1,
+        max(1, len(counts)),
+        figsize=(6.5 * max(1, len(counts)), 5.5),
+        layout="constrained",
+        squeeze=False,
+        sharey=True,
+    )
+    for axes, count in zip(all_axes[0], counts, strict=False):
+        bits = np.geomspace(1.5, 40, 50)
+        roof = result["machine"]["read_bandwidth"][str(count)]
+        axes.plot(bits, roof * 8 / bits / 1e9, color="0.3", label=f"memory: {roof / 1e9:.1f} GB/s")
+        kinds = (("numba", "matmul", "float32 activations", "o", "#0072B2"),
+                 ("numba", "matmul_int8", "8-bit activations", "s", "#D55E00"),
+                 ("ggml", "matmul_int8", "ggml, 8-bit activations", "^", "#009E73"))  # fmt: skip
+        for who, operation, label, marker, colour in kinds:
+            chosen = [r for r in rows if r["threads"] == count and r["operation"] == operation and who in r]
+            x = [8 * row["bytes"] / row["weights"] for row in chosen]
+            y = [row["weights"] / row[who][1] / 1e9 for row in chosen]
+            axes.scatter(x, y, marker=marker, s=28, color=colour, label=label, zorder=3)
+            if operation == "matmul_int8" and who == "numba":
+                for a, b, row in zip(x, y, chosen, strict=True):
+                    axes.annotate(
+                        row["format"], (a, b), xytext=(0, 6), textcoords="offset points", fontsize=6, rotation=45
+                    )
+        axes.set(xscale="log", yscale="log", xlabel="bits a weight that must be read", title=f"{count} thread(s)")
+        axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+        axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+        axes.set_xticks([2, 4, 8, 16, 32], minor=False)
+        axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        axes.yaxis.set_minor_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+        axes.grid(which="both", alpha=0.25)
+        axes.legend(fontsize=8)
+    all_axes[0][0].set_ylabel("billion weights a second, one token")
+    figure.suptitle(f"Products on {result['machine']['processor']}, {result['date']}")
+    part = Path(f"{path}.part")
+    try:
+        figure.savefig(part, format="png", dpi=130)
+        part.replace(path)
+    finally:
+        pyplot.close(figure)

@@ -180,7 +180,17 @@ def test_nothing_tested_is_not_success():
         def plan(self, shapes, **rest):
             raise NotImplementedError
 
-    assert verify.check(Nothing, "plan").exit_code == 2
+    found = verify.check(Nothing, "plan")
+    assert found.exit_code == 2
+    assert "nothing was tested:\n  not implemented" in str(found)
+
+    class Misnamed:
+        def dequantize(self, blocks, kind):
+            raise AssertionError
+
+    found = verify.check(Misnamed, "q4_k and decode")
+    assert found.exit_code == 2
+    assert "dequantize does not take what this case hands over (missing a required argument: 'kind'" in str(found)
     with pytest.raises(BadInput, match="none of the operations"):
         verify.check(object())
 

@@ -17,6 +17,7 @@ def add_arguments(parser) -> None:
     what.add_argument("--cmd", metavar="COMMAND", help="a program that speaks JSON lines on stdin and stdout")
     what.add_argument("--library", metavar="FILE", help="a shared library with ggml's row functions")
     what.add_argument("--list", action="store_true", help="list the cases")
+    what.add_argument("--programs", metavar="FILE", help="run the real programs that are installed; write the page")
     parser.add_argument("--only", metavar="EXPRESSION", help="cases to run, such as 'q4_k and decode' or 'mistake-27'")
     parser.add_argument("--expect", metavar="FILE", help="known failures, a TOML file")
     parser.add_argument("--seconds", type=float, default=30, help="limit for each case (default: %(default)s)")
@@ -40,6 +41,10 @@ def _run(args) -> int:
 
     if args.path or args.against:
         return _file(args)
+    if args.programs:
+        from refquant.verify import programs
+
+        return programs.write(args.programs)
     chosen = cases.select(args.only)
     if args.list:
         for case in chosen:

@@ -1,7 +1,7 @@
 """The conformance kit: check a quantizer, a decoder, a packer, a kernel or a file against what other programs say.
 
     from refquant import verify
-    report = verify.check(my_module, only="q4_k and decode")     # an object, a class or a module, see `python_object`
+    report = verify.check(my_module, only="q4_k and decode")     # an object, a class or a module, see `PythonObject`
     print(report)                                                # the matrix, and every failure explained
     report.ok, report.results
 
@@ -15,6 +15,7 @@ On the command line it is `refquant verify`. Modules, in reading order::
     report          terminal, JSON, JUnit, Markdown, badge
     files           a checkpoint or a GGUF file instead of a program; hypotheses: the likely mistake in it
     pytest_suite    the cases as tests of your own suite
+    programs        real programs run through the kit
     mutants         known mistakes as small wrong implementations, which the kit must catch
 
 Expected results never come from refquant. NumPy and safetensors are all that is needed.

@@ -19,7 +19,7 @@ import numpy as np
 
 from refquant.errors import BadInput
 from refquant.verify.cases import Case
-from refquant.verify.implementation import CALLS, HIDDEN, VALUES, Broken, Declined, Refused, answer
+from refquant.verify.implementation import CALLS, HIDDEN, VALUES, Broken, Declined, Refused, answer, offered
 
 PROTOCOL = 1
 LONGEST_LINE = 1 << 20  # characters of an answer
@@ -75,8 +75,7 @@ class Command:
         self._start()
         if case.op not in self.about["ops"]:
             raise Declined(f"{case.op} is not offered")
-        formats = self.about.get("formats")
-        if formats is not None and case.format not in formats and case.comparison != "reject":
+        if not offered(self.about.get("formats"), case):
             raise Declined(f"{case.format} is not offered")
         for old in Path(self.folder.name).iterdir():
             old.unlink()

@@ -55,7 +55,9 @@ def decoder(case, got: np.ndarray, want: np.ndarray, data: np.ndarray) -> str:
     lines += _layout(case.format)
     lines.append(f"bytes of the block: {raw.tobytes().hex(' ')[:191]}{' ...' if size > 64 else ''}")
     fields = blocks.fields(raw, case.format)
-    if fields and weights > 1:
+    if weights > 1 and not have.any():
+        lines.append("every weight of the block came back as 0: it was not decoded")
+    elif fields and weights > 1:
         lines += _sides(case.format, fields, have, right)
     where = np.flatnonzero(per_block[first])[:8]
     lines.append("weight     " + " ".join(f"{i:>12}" for i in where))
@@ -123,7 +125,7 @@ def _scale_table(fmt, fields, implied, shift, scales, offset, unit) -> list[str]
              else "the codes are read right; the weights imply these scales:"]  # fmt: skip
     lines += [f"  {name:<9} in the block   {_list(known)}", f"  {name:<9} in the result  {_list(yours)}"]
     if bad:
-        lines.append(f"  wrong in sub-blocks {_list(bad)}: look at how {name} are read")
+        lines.append(_wrong(name, bad))
         lines += _bits(known, yours, bias) if "scales" in fields else []
     if offset is not None:
         mine = shift / (-unit if "mins" in fields else unit) if unit else shift
@@ -132,11 +134,15 @@ def _scale_table(fmt, fields, implied, shift, scales, offset, unit) -> list[str]
         lines += [f"  {label:<9} in the block   {_list(held)}", f"  {label:<9} in the result  {_list(_whole(mine))}"]
         bad = [j for j in range(len(held)) if abs(mine[j] - held[j]) > 1e-3 * max(1, abs(held[j]))]
         if bad:
-            lines.append(
-                f"  wrong in sub-block{'s' if len(bad) > 1 else ''} {_list(bad)}: look at how {label} are read"
-            )
+            lines.append(_wrong(label, bad))
             lines += _bits(held, _whole(mine), 0) if label == "mins" else []
     return lines
+
+
+def _wrong(name: str, bad: list[int]) -> str:
+    plural = name in ("scales", "mins")
+    where = f"wrong in sub-blocks {_list(bad)}" if plural else "wrong"
+    return f"  {where}: look at how {name} {'are' if plural else 'is'} read"
 
 
 def _bits(known: list, yours: list, bias: int) -> list[str]:

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from refquant.errors import BadInput, RefquantError
+from refquant.ggml_types import TYPES
 from refquant.verify.cases import Case
 
 
@@ -72,6 +73,13 @@ def answer(case: Case, result):
     return arrays
 
 
+def offered(formats, case: Case) -> bool:
+    """Whether an implementation of these formats (None: any) is to be asked; an unknown type concerns all of GGUF."""
+    if formats is None or case.format in formats:
+        return True
+    return "UnknownType" in case.flags and any(name in TYPES for name in formats)
+
+
 def arguments(case: Case) -> tuple[list, dict]:
     """Arguments by position and by name for a case."""
     places, shape = CALLS[case.op]
@@ -103,13 +111,15 @@ class PythonObject:
         perplexity(table, ids, *, format, context, bos, words) -> number
 
     An attribute `formats`, a collection of names, limits the formats; `declares` lists promises. Raising
-    NotImplementedError declines a case. A call is interrupted after `seconds` (in the main thread, on POSIX systems).
+    NotImplementedError declines a case. `prepare(op)`, where there is one, is called without a limit before the first
+    case of an operation: the place for slow imports and for compilation. A call is interrupted after `seconds` (in the
+    main thread, on POSIX systems).
     """
 
     def __init__(self, target, name: str | None = None, seconds: float = 30):
         self.target = target() if inspect.isclass(target) else target
         self.name = name or getattr(target, "name", None) or getattr(target, "__name__", type(target).__name__)
-        self.seconds = seconds
+        self.seconds, self.prepared = seconds, set()
         self.declares = tuple(getattr(self.target, "declares", ()))
         formats = getattr(self.target, "formats", None)
         self.formats = set(formats) if isinstance(formats, Iterable) and not isinstance(formats, str) else None
@@ -135,12 +145,20 @@ class PythonObject:
         function = getattr(self.target, case.op, None)
         if not callable(function):
             raise Declined(f"{case.op} is not offered")
-        if self.formats is not None and case.format not in self.formats and case.comparison != "reject":
+        if not offered(self.formats, case):
             raise Declined(f"{case.format} is not offered")
         places, keywords = arguments(case)
         accepted = inspect.signature(function).parameters
         if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
             keywords = {name: value for name, value in keywords.items() if name in accepted}
+        self._prepare(case.op)
+        try:
+            inspect.signature(function).bind(*places, **keywords)
+        except TypeError as problem:
+            names = ", ".join(keywords)
+            raise Declined(
+                f"{case.op} does not take what this case hands over ({problem}; by name: {names})"
+            ) from problem
         try:
             with _limit(self.seconds), np.errstate(all="ignore"):
                 result = function(*places, **keywords)
@@ -151,6 +169,12 @@ class PythonObject:
         except Exception as problem:  # anything that someone else's code may raise
             raise Refused(f"{type(problem).__name__}: {problem}") from problem
         return answer(case, result)
+
+    def _prepare(self, op: str) -> None:
+        prepare = getattr(self.target, "prepare", None)
+        if callable(prepare) and op not in self.prepared:
+            self.prepared.add(op)
+            prepare(op)
 
     def close(self) -> None:
         """Nothing to end."""

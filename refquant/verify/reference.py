@@ -1,9 +1,10 @@
 """refquant as an implementation: `refquant verify --impl refquant.verify.reference:numpy` (the default), or `:numba`.
 
-It is also the pattern to follow: plain methods, one an operation, as `python_object` describes. `absorb` and
-`perplexity` need torch.
+It is also the pattern to follow: plain methods, one an operation, as `implementation.PythonObject` describes. `absorb`
+needs torch and transformers, `perplexity` torch.
 """
 
+import importlib
 import importlib.util
 from types import SimpleNamespace
 
@@ -30,9 +31,16 @@ EIGHT_BITS = {
 }
 
 
-def _need_torch():
-    if importlib.util.find_spec("torch") is None:
-        raise NotImplementedError("torch is not installed")
+NEEDED = {"absorb": ("torch", "transformers"), "perplexity": ("torch",)}
+
+
+def _missing(op: str) -> list[str]:
+    return [name for name in NEEDED.get(op, ()) if importlib.util.find_spec(name) is None]
+
+
+def _need(op: str) -> None:
+    if missing := _missing(op):
+        raise NotImplementedError(f"{missing[0]} is not installed")
 
 
 def layout(format, params):  # noqa: A002
@@ -65,6 +73,11 @@ class Reference:
 
     def __init__(self, backend: str):
         self.backend = backend
+
+    def prepare(self, op: str) -> None:
+        """Import what is slow to import."""
+        if op in NEEDED and not _missing(op):
+            importlib.import_module("refquant.verify.reference_torch" if op == "absorb" else "torch")
 
     def _read(self, data, format, shape, params) -> Quantized:  # noqa: A002
         if isinstance(data, np.ndarray):
@@ -135,7 +148,7 @@ class Reference:
 
     def absorb(self, tensors, scales, *, kind):
         """A scale moved from a layer to what feeds it."""
-        _need_torch()
+        _need("absorb")
         from refquant.verify.reference_torch import absorb
 
         return absorb(tensors, scales, kind)
@@ -146,7 +159,7 @@ class Reference:
 
     def perplexity(self, table, ids, *, format, context, bos, words):  # noqa: A002
         """Perplexity of the model whose logits at position t are table[(ids[t] + ids[0]) % V]."""
-        _need_torch()
+        _need("perplexity")
         import torch
 
         from refquant.evaluate.perplexity import score

@@ -69,6 +69,9 @@ def terminal(report: Report, most: int = 5) -> str:
     if len(bad) > most:
         lines += ["", f"and {len(bad) - most} more:"]
         lines += [f"  {MARKS[result.status]}  {result.case.id}: {result.message}" for result in bad[most:]]
+    if not any(result.status != "skip" for result in report.results):
+        reasons = list(dict.fromkeys(result.message for result in report.results))
+        lines += ["", "nothing was tested:", *(f"  {reason}" for reason in reasons[:most])]
     return "\n".join([*lines, "", summary(report)])
 
 

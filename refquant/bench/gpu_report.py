@@ -42,7 +42,9 @@ def markdown(result: dict) -> str:
     for table, title in TITLES.items():
         mine = [row for row in rows if row["table"] == table]
         if mine:
-            lines += ["", f"## {title}", "", *_table(table, mine, bandwidth)]
+            runs = mine[0].get("runs", result["runs"])  # rows of another call keep their own number
+            note = f" (medians of {runs})" if runs != result["runs"] else ""
+            lines += ["", f"## {title}{note}", "", *_table(table, mine, bandwidth)]
     lines += ["", "Sources measured (SHA-256 of each file with its headers, comments left out):", ""]
     lines += [f"- `{name}` {digest[:16]}" for name, digest in result["sources"].items()]
     return "\n".join([*lines, ""])

@@ -19,9 +19,9 @@ class QuantLinear(nn.Module):
         A backend of `refquant.matmul`: "numpy", "numba", "cuda". Or "dense": dequantize once, keep the float weights
         and multiply with torch: the same numbers for evaluation, at the memory of the unquantized layer. A format with
         a product of its own (LLM.int8 rounds x as well) has no such short cut: "dense" is then "numpy".
-        With "cuda" and activations on a GPU nothing leaves it: the weights are packed there at the first call (a second
-        for each billion), activations other than float16 and bfloat16 are rounded to float16, and a step can be
-        captured in a CUDA graph. No gradient flows through it.
+        With "cuda" and activations on a GPU nothing leaves it: the weights are packed there at the first call,
+        activations other than float16 and bfloat16 are rounded to float16, and later calls can be captured in a CUDA
+        graph. No gradient flows through it.
     """
 
     def __init__(self, quantized: Quantized, bias: torch.Tensor | None = None, backend: str = "dense"):

@@ -4,6 +4,7 @@ import numpy as np
 import rows
 
 import refquant as rq
+from refquant.grids import IntGrid, as_grid
 from refquant.methods import awq, gptq, llm_int8
 
 ENCODED = [
@@ -48,10 +49,28 @@ def matrices():
         yield w
 
 
+def ties(name):
+    """Weights exactly halfway between two codes, each group with a scale of 1."""
+    rng, grid, shape = np.random.default_rng(41), as_grid(name), (6, 256)
+    if isinstance(grid, IntGrid):
+        low = -grid.max_code if grid.sym else -2 * (grid.max_code // 2)
+        w = rng.integers(low, low + 2 * grid.max_code + 1, shape) / 2
+        w[:, ::16], w[:, 1::16] = low / 2, low / 2 + grid.max_code
+    elif name == "llm-int8":
+        w = rng.integers(-254, 255, shape) / 2
+        w[:, 0] = 127
+    else:
+        levels = grid.codebook.magnitudes if name.startswith("fp8") else grid.codebook.values
+        w = rng.choice((levels[:-1] + levels[1:]) / np.float32(2), shape)
+        w = w * rng.choice([-1, 1], shape) if name.startswith("fp8") else w
+        w[:, ::32] = levels[-1]
+    return w.astype(np.float32)
+
+
 def check_grid(name):
     """Every array equal to the reference's, bit by bit, and of its type."""
     done = 0
-    for w in matrices():
+    for w in (*matrices(), ties(name)):
         want = rq.quantize(w, name)
         got = rq.quantize(w, name, backend="cuda")
         assert got.arrays.keys() == want.arrays.keys()
@@ -60,7 +79,7 @@ def check_grid(name):
             assert (other.dtype, other.shape) == (array.dtype, array.shape), key
             assert np.asarray(other).tobytes() == np.asarray(array).tobytes(), (key, w.shape)
         done += 1
-    assert done == 4
+    assert done == 5
 
 
 def layer(n, k, tokens, seed=60):

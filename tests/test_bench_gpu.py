@@ -24,6 +24,7 @@ def made_up():
         ),
         row | {"table": "decode", "name": "F16", "tokens": 1, "us": 6000.0, "bytes": 15_000_000_000},
         row | {"table": "decode", "name": "int4-g128", "tokens": 1, "us": 2000.0, "bytes": 4_000_000_000},
+        row | {"table": "encoders", "name": "Q4_K", "tokens": 1, "us": 290.0},
     ]
     about = {"device": "a GPU", "driver": "1", "torch": "2", "compiler": "13.0", "date": "2026-01-01", "runs": 7}
     return about | {"read_bandwidth": 2.5e12, "sources": {"a.cu": "ab" * 32}, "rows": rows}
@@ -34,6 +35,7 @@ def test_tables_say_what_was_measured():
     assert "| gemv_v1 int4-g128 | 8192, 28672 | 1 | 50.0 | 48.8 | 2440 | 98% |" in text
     assert "| int4-g128 | 8192, 28672 | 1 | 50.0 | 48.8 | 2440 | 98% | 166.0 | 64.0 | 3.32 |" in text
     assert "| int4-g128 | 2000 | 500 | 3.00 | 4.00 | 1600 | 3.75 |" in text
+    assert "| Q4_K | 8192, 28672 | 1 | 290.0 | 48.8 | 421 | 17% | 809.9 |" in text
     assert "`a.cu` abababababababab" in text
 
 

@@ -36,6 +36,18 @@ def test_encode_equals_ggml(name, full):
         cuda_cases.assert_same_bytes(encode(w, name, importance), want, ggml.sizes(name)[1])
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("Q2_K", "one column in 16"), ("Q2_K", "one column in 64"), ("Q3_K", "none"), ("Q4_K", "one column in 64")],
+)
+def test_rare_branches(name, kind):
+    """Negative scales that run over into their neighbours, and the fifth round of the descent: 1 block in thousands."""
+    rng = np.random.default_rng(32)
+    w = rows.crafted(rng, 1500, 512)
+    importance = rows.importance(kind, rng, 512)
+    cuda_cases.assert_same_bytes(encode(w, name, importance), ggml.quantize(w, name, importance), ggml.sizes(name)[1])
+
+
 @pytest.mark.parametrize("name", cuda_cases.ENCODED)
 def test_blocks_that_do_not_fill_a_tile(name):
     for w in cuda_cases.ragged(name):

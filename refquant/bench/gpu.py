@@ -5,7 +5,7 @@ bytes than the L2 cache holds. Weights are random; their values do not matter to
 one token of a Llama-3-8B-shaped model, everything in one graph, the cache 256 tokens long.
 
 Tables: ladder (the rungs of a product with one token), vectors (shapes, one token), tokens (1 to 128), formats,
-dequantize, decode. Leaves out: encoders, GPTQ, AWQ.
+dequantize, decode; encoders and methods, which are in `gpu_quantize`.
 """
 
 import json
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import refquant as rq
 from refquant import ops
-from refquant.bench import gpu_report
+from refquant.bench import gpu_quantize, gpu_report
 from refquant.errors import BackendUnavailable
 from refquant.quantized import Quantized, find_format
 
@@ -27,6 +27,7 @@ TOKENS, FORMAT_SHAPE = (1, 2, 4, 8, 16, 32, 64, 128), (4096, 14336)
 FORMATS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
 FORMATS += ("MXFP4", "TQ2_0", "int2-g128", "int3-g128", "int4-g128", "int4-g32-sym", "int8-g128", "nf4", "fp8-e4m3")
 SOURCES = ("decode.cu", "decoder.cu", "gemm.cu", "gemm_sm90.cu", "gemv.cu", "gemv_plain.cu", "read.cu")  # measured here
+SOURCES += gpu_quantize.SOURCES
 ROTATED = 3 << 28  # bytes of the copies together
 CONTEXT = 256
 
@@ -34,7 +35,9 @@ CONTEXT = 256
 def add_arguments(parser) -> None:
     """Add the options of `refquant bench gpu`."""
     parser.add_argument(
-        "--tables", default="ladder,vectors,tokens,formats,dequantize,decode", help="which (default: all)"
+        "--tables",
+        default="ladder,vectors,tokens,formats,dequantize,decode,encoders,methods",
+        help="which (default: all)",
     )
     parser.add_argument("--runs", type=int, default=7, help="replays of each graph (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write what was measured, and on which device")
@@ -271,7 +274,7 @@ def decode(b: Bench):
         torch.cuda.empty_cache()
 
 
-TABLES = {f.__name__: f for f in (ladder, vectors, tokens, formats, dequantize, decode)}
+TABLES = {f.__name__: f for f in (ladder, vectors, tokens, formats, dequantize, decode)} | gpu_quantize.TABLES
 
 
 def measure(args, on_row=lambda row: None) -> dict:

@@ -10,6 +10,8 @@ TITLES = {
     "formats": "One token, 4096 x 14336, every format",
     "dequantize": "dequantize to float32, 4096 x 14336",
     "decode": "Decode: one token of a Llama-3-8B-shaped model, 256 tokens in the cache",
+    "encoders": "quantize, 4096 x 4096, and the rungs of Q4_K, IQ4_XS, int4-g128",
+    "methods": "GPTQ with the Hessian given, AWQ's search, LLM.int8's product: by the clock",
 }
 
 
@@ -53,6 +55,7 @@ def _table(table: str, rows: list[dict], bandwidth: float):
     peers = table in ("vectors", "tokens")
     header = ["what", "n, k", "tokens", "us", "floor", "GB/s", "of the bandwidth"]
     header += ["float16", "torch int4", "float16 / ours"] if peers else []
+    header += ["G weights/s"] if table == "encoders" else []
     yield "| " + " | ".join(header) + " |"
     yield "|---|---|" + "---:|" * (len(header) - 2)
     for row in rows:
@@ -61,6 +64,8 @@ def _table(table: str, rows: list[dict], bandwidth: float):
         cells += [f"{row['bytes'] / bandwidth * 1e6:.1f}", f"{rate / 1e9:.0f}", f"{rate / bandwidth:.0%}"]
         if peers:
             cells += [f"{row['cublas']:.1f}", f"{row['torch_int4']:.1f}", f"{row['cublas'] / row['us']:.2f}"]
+        if table == "encoders":
+            cells += [f"{row['n'] * row['k'] / row['us'] / 1000:.1f}"]
         yield "| " + " | ".join(cells) + " |"
 
 

@@ -65,20 +65,25 @@ def encode(w, name: str, importance=None):
     ((dims, _),) = find_format(name).layout(n, k).values()  # refuses a width that the format cannot hold
     if w.dtype != torch.float32 or (importance is not None and importance.dtype != torch.float32):
         raise BadInput(f"{name}: weights and importance must be float32, got {w.dtype}")
-    w, out = aligned(w), empty(dims, "uint8", w)
+    out = empty(dims, "uint8", w)
+    launch_encoder(encoder, w, out, importance)
+    return out
+
+
+def launch_encoder(encoder: Encoder, w, out, importance=None) -> None:
+    """Fill `out`, bytes, with the blocks of `w` [n, k]."""
+    (n, k), w = w.shape, aligned(w)
     grid, block = (-(-n * k // encoder.tile), 1, 1), (THREADS, 1, 1)
     if encoder.file == "quantize_rounded.cu":
-        kernel = launch.load(encoder.file, encoder.kernel, STRICT)
-        kernel(grid, block, w, n * k // encoder.weights, out)
-        return out
+        launch.load(encoder.file, encoder.kernel, STRICT)(grid, block, w, n * k // encoder.weights, out)
+        return
     weighted = importance is not None and encoder.importance
     kernel = launch.load(encoder.file, encoder.kernel, STRICT, **encoder.defines, WEIGHTED=int(weighted))
     column = aligned(importance) if weighted else w
-    extra = ()
+    sums = ()
     if encoder.sums:
-        extra = (row_sums(w, encoder.defines) if weighted else w,)
-    kernel(grid, block, w, column, *extra, n * k // encoder.weights, k, out)
-    return out
+        sums = (row_sums(w, encoder.defines) if weighted else w,)
+    kernel(grid, block, w, column, *sums, n * k // encoder.weights, k, out)
 
 
 def row_sums(w, defines: dict):
@@ -86,7 +91,7 @@ def row_sums(w, defines: dict):
     n, k = w.shape
     sums = empty((n,), "float32", w)
     kernel = launch.load("quantize_legacy.cu", "row_sums", STRICT, **defines, WEIGHTED=1)
-    kernel((-(-n // 32), 1, 1), (32, 1, 1), w, n, k, sums)
+    kernel((-(-n // 32), 1, 1), (256, 1, 1), w, n, k, sums)
     return sums
 
 

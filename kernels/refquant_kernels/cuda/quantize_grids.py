@@ -15,7 +15,15 @@ from refquant.methods import llm_int8
 from refquant.methods.nf4 import nest
 from refquant.quantized import Quantized
 from refquant_kernels.cuda import launch
-from refquant_kernels.cuda.tensors import aligned, empty, on_host, run, to_gpu
+from refquant_kernels.cuda.tensors import BLOCK, aligned, empty, on_host, run, to_gpu
+
+SPAN = 1024  # neighbours of a row that a thread block takes, in the kernels that go by rows
+
+
+def _spans(a) -> int:
+    """Threads for a matrix whose rows are cut into spans, a block each."""
+    return BLOCK * len(a) * -(-a.shape[1] // SPAN)
+
 
 # ---- uniform grids
 
@@ -26,7 +34,7 @@ def pack(codes, bits: int):
     if bits == 8:
         return codes
     out = empty((n, packed_bytes(k, bits)), "uint8", codes)
-    run("quantize_int.cu", "pack", out.numel(), codes, n, k, bits, out)
+    run("quantize_int.cu", "pack", _spans(out), codes, k, bits, out)
     return out
 
 
@@ -37,7 +45,6 @@ def fit_groups(w, grid):
     scales, zeros = (empty((n, -(-k // size)), "float32", w) for _ in range(2))
     half, sym = int(grid.scale_dtype == "float16"), int(grid.sym)
     run("quantize_int.cu", "fit", 32 * scales.numel(), w, n, k, size, grid.bits, sym, half, scales, zeros)
-    check_scales(scales, grid)
     return scales, zeros
 
 
@@ -48,32 +55,41 @@ def check_scales(scales, grid) -> None:
 
 
 def encode_groups(w, grid):
-    """Round `w`, float32 tensor [n, k], to a uniform grid: the arrays of the format, as tensors."""
-    n, k = w.shape
-    size, bits, w = grid.group_size or k, grid.bits, aligned(w)
-    if size in (32, 64, 128) and k % size == 0 and bits in (2, 4, 8) and grid.scale_dtype == "float16":
-        groups = n * k // size
-        codes, scales = empty((n, packed_bytes(k, bits)), "uint8", w), empty((n, k // size), "float16", w)
-        zeros = empty((n, k // size), "uint8", w)
-        run(
-            "quantize_int.cu", "quantize_groups", n * k // 4, w, groups, size, bits, int(grid.sym), codes, scales, zeros
-        )
-        check_scales(scales, grid)
-    else:
-        scales, zeros = fit_groups(w, grid)
-        codes = empty((n, k), "uint8", w)
-        run("quantize_int.cu", "encode", n * k, w, scales, zeros, n, k, size, bits, codes)
-        torch = launch.torch()
-        codes, scales, zeros = pack(codes, bits), scales.to(getattr(torch, grid.scale_dtype)), zeros.to(torch.uint8)
+    """Round `w`, float32 tensor [n, k], to a uniform grid: the arrays of the format, as tensors. Waits for the GPU."""
+    arrays = encode_unchecked(w, grid)
+    check_scales(arrays["scales"], grid)
+    return arrays
+
+
+def encode_unchecked(w, grid):
+    """`encode_groups` of weights whose scales are known to be finite; nothing waits for the result."""
+    (n, k), size, bits = w.shape, grid.group_size or w.shape[1], grid.bits
+    if not (size in (32, 64, 128) and k % size == 0 and bits in (2, 4, 8) and grid.scale_dtype == "float16"):
+        return encode_in_steps(w, grid)
+    codes, scales = empty((n, packed_bytes(k, bits)), "uint8", w), empty((n, k // size), "float16", w)
+    zeros = empty((n, k // size), "uint8", w)
+    args = (n * k // size, size, bits, int(grid.sym), codes, scales, zeros)
+    run("quantize_int.cu", "quantize_groups", n * k // 4, aligned(w), *args)
     arrays = {"codes": codes, "scales": scales}
     return arrays if grid.sym else arrays | {"zeros": pack(zeros, bits)}
 
 
+def encode_in_steps(w, grid):
+    """`encode_unchecked` for any group and number of bits: fit, encode, pack."""
+    torch, w, size = launch.torch(), w.contiguous(), grid.group_size or w.shape[1]
+    scales, zeros = fit_groups(w, grid)
+    codes = empty(w.shape, "uint8", w)
+    run("quantize_int.cu", "encode", _spans(w), w, scales, zeros, w.shape[1], size, grid.bits, codes)
+    arrays = {"codes": pack(codes, grid.bits), "scales": scales.to(getattr(torch, grid.scale_dtype))}
+    return arrays if grid.sym else arrays | {"zeros": pack(zeros.to(torch.uint8), grid.bits)}
+
+
 def round_groups(w, grid):
     """What rounding to a uniform grid makes of `w`, float32 tensor [n, k]; `rtn.rounded`."""
-    (n, k), w = w.shape, w.contiguous()
+    k, w = w.shape[1], w.contiguous()
     (scales, zeros), out = fit_groups(w, grid), empty(w.shape, "float32", w)
-    run("quantize_int.cu", "round_groups", n * k, w, scales, zeros, n, k, grid.group_size or k, grid.bits, out)
+    check_scales(scales, grid)
+    run("quantize_int.cu", "round_groups", _spans(w), w, scales, zeros, k, grid.group_size or k, grid.bits, out)
     return out
 
 
@@ -91,9 +107,7 @@ def encode_nf4(w, grid):
     count, size = w.numel(), grid.group_size
     codes = empty((-(-count // 2), 1), "uint8", w)
     absmax = empty((-(-count // size),), "float32", w)
-    levels = grid.codebook.values
-    middles = to_gpu((levels[:-1] + levels[1:]) / np.float32(2))
-    run("quantize_codebook.cu", "nf4", 32 * len(absmax), w.contiguous(), middles, count, size, codes, absmax)
+    run("quantize_codebook.cu", "nf4", 32 * len(absmax), aligned(w), count, size, codes, absmax)
     return codes, absmax
 
 
@@ -111,18 +125,22 @@ def quantize_nf4(w, name, importance=None):
 
 def encode_fp8(w, grid):
     """Codes uint8 [n, k] and scales float32 [row blocks, groups], tensors, of `w` [n, k] on an FP8 grid."""
-    (n, k), w, torch = w.shape, w.contiguous(), launch.torch()
+    (n, k), torch = w.shape, launch.torch()
     rows, columns = grid.rows or n, grid.group_size or k
     down, across = -(-n // rows), -(-k // columns)
     size = torch.nn.functional.pad(w.abs(), (0, across * columns - k, 0, down * rows - n))
     peaks = size.view(down, rows, across, columns).amax(dim=(1, 3))
     scales = to_gpu(grid.scale(peaks.cpu().numpy()).astype(np.float32))
-    codes, book = empty((n, k), "uint8", w), grid.codebook
-    shape, largest = (n, k, rows, columns), len(book.magnitudes) - 1
-    signed_zero = int(book.special != "fnuz")
-    args = (*shape, book.fraction_bits, book.bias, largest, signed_zero, codes)
-    run("quantize_codebook.cu", "fp8", n * k, w, scales, *args)
-    return codes, scales
+    return cast_fp8(w, scales, grid), scales
+
+
+def cast_fp8(w, scales, grid):
+    """Codes, uint8 tensor, of `w` [n, k] over its scales [row blocks, groups]."""
+    (n, k), w, book = w.shape, aligned(w), grid.codebook
+    codes, largest, signed_zero = empty((n, k), "uint8", w), len(book.magnitudes) - 1, int(book.special != "fnuz")
+    args = (k, grid.rows or n, grid.group_size or k, book.fraction_bits, book.bias, largest, signed_zero, codes)
+    run("quantize_codebook.cu", "fp8", _spans(w), w, scales, *args)
+    return codes
 
 
 @ops.fast_path("quantize", "fp8", backend="cuda")
@@ -162,11 +180,9 @@ def quantize_int8(w, name, importance=None):
 @ops.fast_path("matmul", "llm-int8", backend="cuda")
 def matmul_int8(x, q):
     """`llm_int8.matmul`: int8 by tensor cores (`torch._int_mm`), the columns with outliers apart, in float32."""
-    torch = launch.torch()
     tokens = llm_int8.check_inputs(np.atleast_2d(x), q.shape[1])
     CB, SCB = to_gpu(q.arrays["CB"]), to_gpu(q.arrays["SCB"])
     y = multiply_int8(to_gpu(tokens), CB, SCB, float(q.arrays.get("threshold", llm_int8.THRESHOLD)))
-    torch.cuda.synchronize() if y.is_cuda else None
     return y.cpu().numpy().reshape(*np.shape(x)[:-1], q.shape[0])
 
 
@@ -176,7 +192,7 @@ def multiply_int8(x, CB, SCB, threshold: float = llm_int8.THRESHOLD):
     large = (x.half().abs() >= threshold) & (threshold > 0)
     codes, largest = int8_rows(to_half(torch.where(large, 0.0, x)))
     columns = large.any(dim=0)
-    codes[:, columns] = 0
+    codes.masked_fill_(columns, 0)
     y = int_product(codes, CB).float() * (largest[:, None] * SCB) * np.float32(llm_int8.DEQUANTIZE).item()
     O = columns.nonzero()[:, 0]
     if len(O):
@@ -189,5 +205,8 @@ def int_product(a, b):
     """Product of int8 tensors [m, k] and [n, k], int32 [m, n]; `torch._int_mm` wants 17 rows and multiples of 8."""
     torch, (m, k), n = launch.torch(), a.shape, len(b)
     pad = torch.nn.functional.pad
-    a, b = pad(a, (0, -k % 16, 0, max(0, 32 - m))), pad(b, (0, -k % 16, 0, -n % 16))
+    if m < 32 or k % 16:
+        a = pad(a, (0, -k % 16, 0, max(0, 32 - m)))
+    if k % 16 or n % 16:
+        b = pad(b, (0, -k % 16, 0, -n % 16))
     return torch._int_mm(a, b.T)[:m, :n]

@@ -36,38 +36,46 @@ extern "C" __global__ void fit(const float* w, long long n, int k, int size, int
     zeros[group] = s.zero;
 }
 
+// `encode`, `round_groups`, `pack`: a block takes up to SPAN neighbours of one row, so that no thread divides 64-bit
+// numbers to find its row; blockIdx.x counts the spans of all rows.
+#define SPAN 1024
+
 // Codes [n, k], a byte each.
-extern "C" __global__ void encode(const float* w, const float* scales, const float* zeros, long long n, int k, int size,
-                                  int bits, unsigned char* codes) {
-    i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n * k) return;
-    i64 group = i / k * ((k + size - 1) / size) + i % k / size;
-    codes[i] = (u8)code_of(w[i], {scales[group], zeros[group]}, (float)((1 << bits) - 1));
+extern "C" __global__ void encode(const float* w, const float* scales, const float* zeros, int k, int size, int bits,
+                                  unsigned char* codes) {
+    int spans = (k + SPAN - 1) / SPAN, groups = (k + size - 1) / size, row = blockIdx.x / spans;
+    int start = blockIdx.x % spans * SPAN, end = min(start + SPAN, k);
+    for (int i = start + threadIdx.x; i < end; i += blockDim.x) {
+        i64 at = (i64)row * k + i, group = (i64)row * groups + i / size;
+        codes[at] = (u8)code_of(w[at], {scales[group], zeros[group]}, (float)((1 << bits) - 1));
+    }
 }
 
 // What is left of the weights: (code - zero) * scale.
-extern "C" __global__ void round_groups(const float* w, const float* scales, const float* zeros, long long n, int k,
-                                        int size, int bits, float* out) {
-    i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n * k) return;
-    i64 group = i / k * ((k + size - 1) / size) + i % k / size;
-    Scale s = {scales[group], zeros[group]};
-    out[i] = (code_of(w[i], s, (float)((1 << bits) - 1)) - s.zero) * s.scale;
+extern "C" __global__ void round_groups(const float* w, const float* scales, const float* zeros, int k, int size, int bits,
+                                        float* out) {
+    int spans = (k + SPAN - 1) / SPAN, groups = (k + size - 1) / size, row = blockIdx.x / spans;
+    int start = blockIdx.x % spans * SPAN, end = min(start + SPAN, k);
+    for (int i = start + threadIdx.x; i < end; i += blockDim.x) {
+        i64 at = (i64)row * k + i, group = (i64)row * groups + i / size;
+        Scale s = {scales[group], zeros[group]};
+        out[at] = (code_of(w[at], s, (float)((1 << bits) - 1)) - s.zero) * s.scale;
+    }
 }
 
 // The rows of codes [n, k] as dense streams of `bits`, least significant bit first: see `formats.bits`.
-extern "C" __global__ void pack(const unsigned char* codes, long long n, int k, int bits, unsigned char* out) {
-    int bytes = (int)(((i64)k * bits + 7) / 8);
-    i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n * bytes) return;
-    i64 row = i / bytes, first = i % bytes * 8;
-    u32 value = 0;
-    for (i64 j = first / bits; j < k && j * bits < first + 8; j++) {
-        int shift = (int)(j * bits - first);
-        u32 code = codes[row * k + j];
-        value |= shift < 0 ? code >> -shift : code << shift;
+extern "C" __global__ void pack(const unsigned char* codes, int k, int bits, unsigned char* out) {
+    int bytes = (int)(((i64)k * bits + 7) / 8), spans = (bytes + SPAN - 1) / SPAN, row = blockIdx.x / spans;
+    int start = blockIdx.x % spans * SPAN, end = min(start + SPAN, bytes);
+    const u8* from = codes + (i64)row * k;
+    for (int i = start + threadIdx.x; i < end; i += blockDim.x) {
+        u32 value = 0;
+        for (int j = 8 * i / bits; j < k && j * bits < 8 * i + 8; j++) {
+            int shift = j * bits - 8 * i;
+            value |= shift < 0 ? (u32)from[j] >> -shift : (u32)from[j] << shift;
+        }
+        out[(i64)row * bytes + i] = (u8)value;
     }
-    out[i] = (u8)value;
 }
 
 // v2. `size` 32, 64 or 128; bits 2, 4 or 8; `scales` are float16, `zeros` a byte each.

@@ -4,7 +4,8 @@
 // Must do: without importance some 12 operations a weight, 0.2 G, at 29.6 T/s 7 us: the memory is the floor. With
 // importance 37 trials of 18 operations (Q4_1, Q5_1) or 19 of 9 (Q4_0, Q5_0) as in `quantize_k`: 0.4 ms and 0.1 ms.
 // The mean of x^2 over each row, which the importance needs, is a chain of k additions in order, 4 clocks each: for 4096
-// columns 10 us if a thread for each row has nothing else to wait for.
+// columns 10 us, if the thread that adds has nothing else to wait for. (A warp that fetches 32 columns, waits, adds, and
+// fetches again takes 457 us.)
 //
 // One version: a thread a block of 32, in and out through shared memory (`tile.cuh`). Records of 18, 22 or 34 bytes are
 // written 2 bytes a thread, side by side.
@@ -25,22 +26,40 @@
 #include "searches.cuh"
 #include "tile.cuh"
 
-#define ROWS 32  // of a block of `row_sums`, which has one thread for each
+#define ROWS 32     // of a block of `row_sums`, 256 threads
+#define COLUMNS 128  // of a row that it holds at a time
+#define MOVERS 256
 
-// Sum of x^2 over each row, from left to right, rounded after every addition. A tile of 32 x 32 weights is turned in
-// shared memory, so that reading is side by side though each thread goes along its own row.
+// Sum of x^2 over each row, from left to right, rounded after every addition. One warp adds, a thread a row; all eight
+// fetch, square and turn the next 32 x 128 weights meanwhile, so that each can go along its own row in shared memory.
 extern "C" __global__ void row_sums(const float* w, long long n, int k, float* sums) {
-    __shared__ float tile[2][ROWS][ROWS + 1];
+    __shared__ float tile[2][ROWS][COLUMNS + 1];
     i64 first = (i64)blockIdx.x * ROWS;
-    int lane = threadIdx.x;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     float total = 0.0f;
-    for (int column = 0, turn = 0; column < k; column += ROWS, turn ^= 1) {  // k is a multiple of 32
-#pragma unroll 8
-        for (int r = 0; r < ROWS; r++) tile[turn][r][lane] = first + r < n ? w[(first + r) * k + column + lane] : 0.0f;
+    for (int column = 0, turn = 0; column < k + COLUMNS; column += COLUMNS, turn ^= 1) {
+        float4 next[ROWS * COLUMNS / 4 / MOVERS];
+#pragma unroll
+        for (int i = 0; i < ROWS / 8; i++) {  // a warp 4 rows; k is a multiple of 32, so 16 bytes lie within a row
+            bool exists = first + 8 * i + warp < n && column + 4 * lane < k;
+            next[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            if (exists) next[i] = *(const float4*)(w + (first + 8 * i + warp) * k + column + 4 * lane);
+        }
+        if (warp == 0 && column) {
+#pragma unroll 16
+            for (int i = 0; i < COLUMNS; i++) total = total + tile[turn ^ 1][lane][i];  // past the row's end, zeros
+        }
+#pragma unroll
+        for (int i = 0; i < ROWS / 8; i++) {
+            float* to = &tile[turn][8 * i + warp][4 * lane];
+            to[0] = next[i].x * next[i].x;
+            to[1] = next[i].y * next[i].y;
+            to[2] = next[i].z * next[i].z;
+            to[3] = next[i].w * next[i].w;
+        }
         __syncthreads();
-        total = sum_of_squares<ROWS>(tile[turn][lane], total);
     }
-    if (first + lane < n) sums[first + lane] = total;
+    if (warp == 0 && first + lane < n) sums[first + lane] = total;
 }
 
 // Q4_0, Q5_0: scale; codes 0 .. 2 MIDDLE - 1.

@@ -85,7 +85,7 @@ class Block:
 sys.meta_path.insert(0, Block())
 import importlib.util
 found = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "torch" else found(name, *rest)
+importlib.util.find_spec = lambda name, *rest: None if name in {"torch", "transformers"} else found(name, *rest)
 from refquant import verify
 from refquant.verify import reference
 report = verify.check(reference.numpy, "q4_k or awq or casts or methods or model")

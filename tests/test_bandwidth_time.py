@@ -30,9 +30,8 @@ def counted():
     past = None
     for tokens in (12, 1):
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            out = model(
-                torch.zeros(2, tokens, dtype=torch.long), past_key_values=past, use_cache=True, logits_to_keep=1
-            )
+            ids = torch.zeros(2, tokens, dtype=torch.long)
+            out = model(ids, None, None, past, use_cache=True, logits_to_keep=1)  # by place: 5.24 renamed it
         past = out.past_key_values
         counts.append(counter.get_total_flops())
     return store(shapes.from_config(config), "F32"), counts

@@ -4,6 +4,7 @@ Not in the default test line, because the libraries are heavy::
 
     pip install 'refquant[interop]'
     pip install --no-deps gptqmodel==7.6.0          # it pins newer versions than it needs; then what its import names
+    pip install --no-deps llmcompressor==0.14.0.1 autoawq==0.2.9                # likewise
     GPTQMODEL_CPU_WORKERS=2 pytest -m interop tests/test_interop.py
 
 The first GPTQ and AWQ models take minutes: gptqmodel compiles an extension.
@@ -234,3 +235,82 @@ def test_what_compressed_tensors_compresses_and_saves_loads_here(tmp_path):
     assert layers(ours).keys() == want.keys()
     for name, q in layers(ours).items():
         np.testing.assert_array_equal(ops.dequantize(q), ops.dequantize(want[name]))
+
+
+@pytest.mark.parametrize("scheme", ["W4A16", "W4A16_ASYM", "W8A16", "FP8_DYNAMIC"])
+def test_what_llm_compressor_quantizes_and_saves_loads_here(tmp_path, scheme):
+    """A whole run of the program: its own rounding, its own files, decoded by its own library."""
+    llmcompressor = pytest.importorskip("llmcompressor")
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+
+    make().save_pretrained(tmp_path / "float")
+    theirs = peer(tmp_path / "float")
+    recipe = QuantizationModifier(targets="Linear", scheme=scheme, ignore=["lm_head"])
+    llmcompressor.oneshot(model=theirs, recipe=recipe)
+    want = {}
+    for name, module in theirs.named_modules():
+        if hasattr(module, "weight_scale"):
+            zeros = getattr(module, "weight_zero_point", None)
+            args = module.quantization_scheme.weights
+            want[name] = fake_quantize(module.weight, module.weight_scale, zeros, args).detach().float().numpy()
+    theirs.save_pretrained(tmp_path / "out", save_compressed=True)
+    ours, _ = checkpoint.load(tmp_path / "out", QuantLinear)
+    assert checkpoint.inspect(tmp_path / "out").problems == []
+    assert layers(ours).keys() == want.keys()
+    assert len(want) == 14
+    for name, q in layers(ours).items():
+        np.testing.assert_array_equal(ops.dequantize(q), want[name])
+
+
+@pytest.mark.parametrize(("sym", "act_order"), [(False, True), (True, False)])
+def test_what_gptqmodel_quantizes_and_saves_loads_here(tmp_path, sym, act_order):
+    """A whole run of the program on the bundled model; its kernel decodes in float16."""
+    gptqmodel = pytest.importorskip("gptqmodel")
+    from refquant.models import tiny
+    from refquant.models.load import load
+
+    settings = gptqmodel.QuantizeConfig(bits=4, group_size=64, sym=sym, desc_act=act_order)
+    theirs = gptqmodel.GPTQModel.load(str(tiny.FOLDER), settings, device="cpu")
+    tokenizer = load("tiny", progress=False)[1]
+    theirs.quantize([tokenizer.decode(part) for part in tiny.tokens("calibration")[:4096].reshape(16, 256)])
+    theirs.save(str(tmp_path / "out"))
+    ours, _ = checkpoint.load(tmp_path / "out", QuantLinear)
+    assert checkpoint.inspect(tmp_path / "out").problems == []
+    backend = gptqmodel.BACKEND.TORCH
+    again = gptqmodel.GPTQModel.load(str(tmp_path / "out"), device="cpu", backend=backend, dtype=torch.float16)
+    assert len(layers(ours)) == 56
+    for name, q in layers(ours).items():
+        got, want = again.model.get_submodule(name).dequantize_weight().T.float().numpy(), ops.dequantize(q)
+        assert (np.abs(got - want) <= np.spacing(np.abs(want).astype(np.float16)).astype(np.float32)).all()
+
+
+def test_what_autoawq_packs_loads_here(tmp_path):
+    """AutoAWQ's own packer, on codes given to it, in a folder like those that it writes."""
+    gemm = pytest.importorskip("awq.modules.linear.gemm")
+    from awq.utils.packing_utils import dequantize_gemm
+
+    model, want = make(), {}
+    for block in walk.blocks(model):
+        for inner, layer in walk.linears(block).items():
+            fields = ops.unpack(rq.quantize(walk.weight_array(layer), "int4-g64"))
+            layer.weight.data = torch.from_numpy(ops.dequantize(rq.quantize(walk.weight_array(layer), "int4-g64")))
+            scales, zeros = torch.from_numpy(fields["scales"]), torch.from_numpy(fields["zeros"])
+            packed = gemm.WQLinear_GEMM.from_linear(layer.half(), 4, 64, False, scales.T.half(), zeros.T.int())
+            walk.replace(block, inner, packed)
+    for name, m in model.named_modules():
+        if isinstance(m, gemm.WQLinear_GEMM):
+            want[name] = dequantize_gemm(m.qweight, m.qzeros, m.scales, 4, 64).T.float().numpy()
+    model.config.quantization_config = {"quant_method": "awq", "bits": 4, "group_size": 64, "zero_point": True}
+    model.config.quantization_config |= {"version": "gemm", "modules_to_not_convert": None}
+    model.config.save_pretrained(tmp_path / "out")
+    from safetensors.torch import save_file
+
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
+    ours, _ = checkpoint.load(tmp_path / "out", QuantLinear)
+    assert checkpoint.inspect(tmp_path / "out").problems == []
+    assert layers(ours).keys() == want.keys()
+    for name, q in layers(ours).items():
+        step = np.spacing(np.abs(want[name]).astype(np.float16)).astype(np.float32)
+        assert (np.abs(ops.dequantize(q) - want[name]) <= step).all()

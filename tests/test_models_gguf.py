@@ -108,7 +108,7 @@ def greedy(model, ids, count):
     step = torch.tensor([ids])
     for _ in range(count):
         with torch.no_grad():
-            result = model(step, past_key_values=past, use_cache=True)
+            result = model(step, None, None, past, use_cache=True)  # by place: transformers 5.24 renamed it
         past = result.past_key_values
         logits.append(result.logits[0, -1].numpy())
         out.append(int(logits[-1].argmax()))

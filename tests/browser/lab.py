@@ -22,7 +22,6 @@ import urllib.request
 from pathlib import Path
 
 import jupyterlab
-from playwright.sync_api import sync_playwright
 
 from refquant import course
 
@@ -90,6 +89,8 @@ class Lab:
         self.server = subprocess.Popen(command, cwd=work, env=environment, stdout=self.log, stderr=self.log)
         self.url = f"http://127.0.0.1:{port}"
         self._wait_for_server()
+        from playwright.sync_api import sync_playwright  # of the extra `browser`; the default run only collects
+
         self.playwright = sync_playwright().start()
         self.browser = self.playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))
         return self

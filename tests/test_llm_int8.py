@@ -168,3 +168,13 @@ def test_a_model_layer_computes_with_the_decomposition_whatever_the_backend():
     assert np.array_equal(layer(torch.from_numpy(x)).numpy(), rq.matmul(x, q))
     assert QuantLinear(rq.quantize(w, "fp8-e4m3")).backend == "dense"
     assert find_method("llm-int8").rows[0].use_case == "Simple, safe compression"
+
+
+@pytest.mark.parametrize("k", [1, 1023, 1024, 1025, 4096])
+def test_the_integer_product_is_exact_up_to_the_largest_sums(k):
+    """All codes at their extremes, of one sign and of both: sums of up to k 128^2, compared with int64."""
+    a = np.full((3, k), -128, np.int8)
+    a[1] = np.random.default_rng(k).choice(np.array([-128, 127], np.int8), k)
+    a[2] = np.random.default_rng(k).integers(-128, 128, k)
+    expected = a.astype(np.int64) @ a.astype(np.int64).T
+    assert np.array_equal(llm_int8.int32_product(a, a), expected)

@@ -139,8 +139,9 @@ def matmul(
 
 
 def int32_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Product of int8 [m, k] and int8 [n, k], int32 [m, n]; exact, because float64 holds every sum below 2^53."""
-    return (a.astype(np.float64) @ b.astype(np.float64).T).astype(np.int32)
+    """Product of int8 [m, k] and int8 [n, k], int32 [m, n], by BLAS; exact where the type holds every partial sum."""
+    exact = np.float32 if a.shape[1] * 128**2 <= 2**24 else np.float64
+    return (a.astype(exact) @ b.astype(exact).T).astype(np.int32)
 
 
 def _layer(w, grid, inputs, threshold=THRESHOLD):

@@ -84,7 +84,7 @@ def quantize(
     for index, block in enumerate(bar):
         dispatch.settle(block)
         quantize_block(block, index, entry, grid, stream, report, backend, None, **options)
-        if stream:
+        if stream and index + 1 < len(layers):
             stream.advance(block, index)
         if hasattr(model, "hf_device_map"):  # spread because memory is short
             for module in block.modules():

@@ -85,8 +85,9 @@ def against_ggml(table: Table, operations: tuple[str, ...] = ("quantize", "dequa
 
 
 def _ratios(table: Table, operation: str) -> dict[str, float]:
+    """Of each format the first row that has a peer: one thread, and weights in memory where that was measured."""
     cells = zip(table.column("format", operation=operation), table.column("ratio", operation=operation), strict=True)
-    return {name: float(cell) for name, cell in cells if cell}
+    return {name: float(cell) for name, cell in reversed(list(cells)) if cell}
 
 
 @style.figure_function

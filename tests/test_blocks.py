@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from refquant import models
 from refquant.errors import BadFile, BadInput
 from refquant.models import checkpoint
-from refquant.models.checkpoint import blocks, stream, writer
+from refquant.models.checkpoint import blocks, journal, stream, writer
 from refquant.models.checkpoint.folder import Folder
 
 IDS = token_windows(5, 16)  # two batches of 2 and one of 1
@@ -71,7 +71,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(tmp_path, monkeypatch, p
     owner, name = {
         "activations": (np, "save"),
         "shard": (writer, "save_file"),
-        "journal": (blocks, "write_json"),
+        "journal": (journal, "write_json"),
         "rename": (Path, "rename"),  # 3 shards and 2 journals before it
         "tokenizer": (shutil, "copyfile"),
         "end": (stream, "take_place"),

@@ -6,6 +6,7 @@ The block formats are compared with ggml's own bytes, everything else with the N
 
 import cuda_cases
 import ggml
+import gptq_cases
 import host_cuda
 import numpy as np
 import pytest
@@ -122,7 +123,7 @@ def test_gptq_of_a_hessian_that_cannot_be_factored():
     hilbert = 1 / (np.arange(13)[:, None] + np.arange(13) + 1.0)
     w = np.random.default_rng(61).standard_normal((4, 13)).astype(np.float32)
     got, want = (gptq.quantize(w, hilbert, "int4-row", damp=0.0, backend=b) for b in ("cuda", "numpy"))
-    cuda_cases.assert_same_but_for_near_ties(got, want)
+    gptq_cases.assert_same_but_for_near_ties(got, want)
     with pytest.raises(NotPositiveDefinite):
         gptq.quantize(w, -hilbert, "int4-row", backend="cuda")
     with pytest.raises(BadInput, match="float16"):

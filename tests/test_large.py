@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from refquant import models
 from refquant.models.checkpoint.folder import INDEX
-from refquant.models.checkpoint.stream import JOURNAL
+from refquant.models.checkpoint.journal import JOURNAL
 
 pytestmark = pytest.mark.large
 

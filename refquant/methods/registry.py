@@ -29,7 +29,7 @@ class Row:
 class LayerInputs:
     """What calibration learned about the inputs x [tokens, in] of one Linear layer. Holds only what a method needs.
 
-    hessian : `gptq.Hessian`, whose `H` [in, in] is 2/tokens times the sum of x xᵀ.
+    hessian : as `gptq.Hessian`; its `H` [in, in] is 2/tokens times the sum of x xᵀ.
     mean_square : float64 [in], mean of x²: the importance of each column.
     mean_abs : float64 [in], mean of |x|: AWQ's measure of a channel.
     x : float32 [tokens, in], a sample.

@@ -77,9 +77,7 @@ def quantize(
         for name, layer in walk.linears(block).items():
             if not dispatch.is_offloaded(layer):
                 check_weights(walk.weight_array(layer), f"block {index} {name}")
-    if entry.tokens is not None and np.ndim(calibration) == 2:
-        calibration = calibration[: -(-entry.tokens // np.shape(calibration)[1])]
-    stream = Stream(model, calibration, 1 if method in absorb.PREPARE else batch) if entry.needs else None
+    stream = Stream(model, *as_the_method_needs(entry, calibration, batch)) if entry.needs else None
     bar = tqdm(layers, desc=f"{method} {grid.name}", unit="block", disable=not progress, leave=False)
     for index, block in enumerate(bar):
         dispatch.settle(block)
@@ -95,6 +93,13 @@ def quantize(
     report.other_bytes = 2 * sum(p.numel() for p in [*model.parameters(), *biases])
     report.seconds += time.perf_counter() - began
     return report
+
+
+def as_the_method_needs(entry, calibration: np.ndarray, batch: int) -> tuple[np.ndarray, int]:
+    """Return the calibration windows that the method has use for, and how many of them run at a time."""
+    if entry.tokens is not None and np.ndim(calibration) == 2:
+        calibration = calibration[: -(-entry.tokens // np.shape(calibration)[1])]
+    return calibration, 1 if entry.name in absorb.PREPARE else batch
 
 
 def quantize_block(block, index, entry, grid, stream, report, backend, done, /, **options) -> None:

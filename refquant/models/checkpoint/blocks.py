@@ -13,7 +13,6 @@ those of `models.quantize` on the model in memory: it is the same loop.
 
 import contextlib
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -30,16 +29,17 @@ from transformers.pytorch_utils import Conv1D
 from refquant.errors import BadFile, BadInput, RefquantError
 from refquant.grids import as_grid
 from refquant.methods.registry import find_method
-from refquant.models import absorb, walk
+from refquant.models import walk
 from refquant.models.calibrate import Stream
-from refquant.models.checkpoint.folder import Folder, read_json
+from refquant.models.checkpoint import journal
+from refquant.models.checkpoint.folder import Folder
 from refquant.models.checkpoint.opening import read_config
 from refquant.models.checkpoint.saving import check, int_fields, pack
 from refquant.models.checkpoint.schemes import Scheme
-from refquant.models.checkpoint.stream import JOURNAL, SHARD_BYTES, as_dtype, finish_folder
-from refquant.models.checkpoint.writer import ShardWriter, as_torch, check_target, write_json
+from refquant.models.checkpoint.stream import SHARD_BYTES, as_dtype, finish_folder
+from refquant.models.checkpoint.writer import ShardWriter, as_torch, check_target
 from refquant.models.linear import QuantLinear
-from refquant.models.quantize import quantize_block
+from refquant.models.quantize import as_the_method_needs, quantize_block
 from refquant.models.report import Layer, Report
 
 
@@ -98,10 +98,7 @@ def quantize_blocks(
     check_target(target)
     if not entry.needs:
         raise BadInput(f"{method} looks at weights only; it streams tensor by tensor (quantize_folder)")
-    if entry.tokens is not None and np.ndim(calibration) == 2:
-        calibration = calibration[: -(-entry.tokens // np.shape(calibration)[1])]
-    if method in absorb.PREPARE:
-        batch = 1  # as `models.quantize`
+    calibration, batch = as_the_method_needs(entry, calibration, batch)
     with Folder(source) as folder:
         if folder.quantization is not None:
             raise BadFile(f"{source} is quantized already; use convert")
@@ -265,17 +262,11 @@ class _State:
     def open(cls, folder: Path, settings: dict, resume: bool) -> "_State":
         """Begin anew, or take up what an interrupted run of the same settings left."""
         state = cls(folder, settings, ShardWriter(folder, settings["shard_bytes"]))
-        if resume and (folder / JOURNAL).is_file():
-            journal = read_json(folder / JOURNAL)
-            if journal.get("settings") != json.loads(json.dumps(settings)):
-                raise BadFile(f"{folder} was left by a run with other settings; run it with those, or without resume")
+        if left := journal.take_up(folder, settings, resume):
             for name in ("blocks", "zeros", "other_bytes", "seconds"):
-                setattr(state, name, journal[name])
-            state.shards.shards = journal["shards"]
-            state.layers = [Layer(**layer | {"shape": tuple(layer["shape"])}) for layer in journal["layers"]]
-            return state
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+                setattr(state, name, left[name])
+            state.shards.shards = left["shards"]
+            state.layers = [Layer(**layer | {"shape": tuple(layer["shape"])}) for layer in left["layers"]]
         return state
 
     def add(self, name: str, block: nn.Module, scheme: Scheme) -> None:
@@ -293,11 +284,10 @@ class _State:
         self.blocks += 1
 
     def note(self, report: Report) -> None:
-        """Write the journal: to a temporary name, then renamed."""
-        layers, partial = [asdict(layer) for layer in report.layers], self.folder / f"{JOURNAL}.part"
+        """Write the journal."""
+        layers = [asdict(layer) for layer in report.layers]
         done = {"blocks": self.blocks, "zeros": self.zeros, "other_bytes": self.other_bytes, "seconds": report.seconds}
-        write_json(partial, {"settings": self.settings, "shards": self.shards.shards, "layers": layers} | done)
-        partial.rename(self.folder / JOURNAL)
+        journal.note(self.folder, {"settings": self.settings, "shards": self.shards.shards, "layers": layers} | done)
 
 
 class _OnDisk:

@@ -19,16 +19,15 @@ from transformers.pytorch_utils import Conv1D
 from refquant import ops
 from refquant.errors import BadFile, BadInput, RefquantError
 from refquant.models import walk
-from refquant.models.checkpoint import extras
-from refquant.models.checkpoint.folder import Folder, read_json
+from refquant.models.checkpoint import extras, journal
+from refquant.models.checkpoint.folder import Folder
 from refquant.models.checkpoint.opening import empty_model, read_config
 from refquant.models.checkpoint.saving import check, pack
 from refquant.models.checkpoint.schemes import Scheme
-from refquant.models.checkpoint.writer import ShardWriter, as_torch, check_target, take_place, write_json
+from refquant.models.checkpoint.writer import ShardWriter, as_torch, check_target, take_place
 from refquant.models.report import Layer, Report
 from refquant.quantized import Quantized, find_format
 
-JOURNAL = "refquant-progress.json"
 SHARD_BYTES = 256 << 20
 ROW_WEIGHTS = 4 << 20  # weights of a matrix that are rounded at a time
 
@@ -47,14 +46,8 @@ class _Progress:
     def open(cls, folder: Path, settings: dict, resume: bool) -> "_Progress":
         """Begin anew, or take up what an interrupted run of the same settings left."""
         progress = cls(folder, settings, ShardWriter(folder, settings["shard_bytes"]))
-        if resume and (folder / JOURNAL).is_file():
-            journal = read_json(folder / JOURNAL)
-            if journal.get("settings") != settings:
-                raise BadFile(f"{folder} was left by a run with other settings; run it with those, or without resume")
-            progress.shards.shards, progress.complete = journal["shards"], journal["complete"]
-            return progress
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        if left := journal.take_up(folder, settings, resume):
+            progress.shards.shards, progress.complete = left["shards"], left["complete"]
         return progress
 
     def add(self, source: str, outputs: dict[str, torch.Tensor], count: int) -> None:
@@ -73,10 +66,9 @@ class _Progress:
             self.note()
 
     def note(self) -> None:
-        """Write the journal: to a temporary name, then renamed."""
-        partial = self.folder / f"{JOURNAL}.part"
-        write_json(partial, {"settings": self.settings, "shards": self.shards.shards, "complete": self.complete})
-        partial.rename(self.folder / JOURNAL)
+        """Write the journal."""
+        done = {"settings": self.settings, "shards": self.shards.shards, "complete": self.complete}
+        journal.note(self.folder, done)
 
     def finish(self) -> int:
         """Write the last shard; return how many zero-points are 0."""
@@ -174,7 +166,7 @@ def finish_folder(
     given = [argument for argument in sys.argv[1:] if argument != "--resume"]  # the bytes do not depend on it
     command = command or " ".join([Path(sys.argv[0]).name, *given])
     extras.write_readme(work, target.name, scheme, command, extras.notes(scheme, zeros))
-    take_place(work, target, target.with_name(f".{target.name}.old"), JOURNAL)
+    take_place(work, target, target.with_name(f".{target.name}.old"), journal.JOURNAL)
 
 
 def as_dtype(name: str, tensor: torch.Tensor, dtype: str) -> torch.Tensor:

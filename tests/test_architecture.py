@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "widgets": BASE | {"inspect_block", "evaluate", "models", "bandwidth", "claims", "figures"},
     "cli": BASE
     | {"inspect_file", "evaluate", "models", "compare", "bandwidth", "bench", "claims", "course", "verify"}
-    | {"classroom"},
+    | {"classroom", "figures"},
 }
 METHOD_LINES, MODULE_LINES = 150, 250
 

@@ -51,6 +51,13 @@ def test_each_notebook_ends_with_exercises_and_a_quiz_and_has_short_cells(script
 
 
 @stems
+def test_code_is_as_wide_as_jupyterlab_shows_at_900_pixels(script):
+    cells = [cell for cell in course.read_script(script).cells[:-1] if cell.cell_type == "code"]
+    wide = [line for cell in cells for line in cell.source.splitlines() if len(line) > 88]
+    assert not wide
+
+
+@stems
 def test_each_notebook_runs_without_error_or_warning(script):
     notebook = course.execute(course.read_script(script), script.parent.parent)
     assert course.problems(notebook, script) == []

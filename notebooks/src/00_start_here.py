@@ -2,8 +2,8 @@
 # # 0. Start here
 #
 # A large language model is a pile of matrices. **Quantization** stores their numbers, the **weights**, in fewer bits: 4
-# instead of 16, say. This course shows how that is done for models that *serve* users, what it gains, what it costs, and
-# which of the usual statements about it survive a measurement.
+# instead of 16, say. This course shows how that is done for models that *serve* users, what it gains, what it costs,
+# and which of the usual statements about it survive a measurement.
 #
 # | notebook | question |
 # | :--- | :--- |
@@ -36,8 +36,12 @@ model, tokenizer = models.load("tiny")
 count = sum(p.numel() for p in model.parameters())
 block = walk.blocks(model)[0]
 Markdown(
-    f"`tiny`: {count / 1e6:.2f} million weights, {len(walk.blocks(model))} blocks, each with these matrices: "
-    + ", ".join(f"`{name}` {layer.out_features} × {layer.in_features}" for name, layer in walk.linears(block).items())
+    f"`tiny`: {count / 1e6:.2f} million weights, {len(walk.blocks(model))} blocks, "
+    "each with these matrices: "
+    + ", ".join(
+        f"`{name}` {layer.out_features} × {layer.in_features}"
+        for name, layer in walk.linears(block).items()
+    )
     + "."
 )
 
@@ -48,16 +52,19 @@ Markdown(
 # matrices, an **adapter**, are added and trained; gradients flow *through* the frozen weights. Precision is bought back
 # by the adapter, speed is not the aim.
 #
-# **For serving**: the model is finished. No gradients, no adapters; the weights are rounded once, and every request uses
-# the result. The aim is speed and memory.
+# **For serving**: the model is finished. No gradients, no adapters; the weights are rounded once, and every request
+# uses the result. The aim is speed and memory: a model writes one token at a time (**decode**), and reads all of its
+# weights for each.
 #
-# Training, in miniature: a layer is frozen in NF4, and an adapter $B A$ of rank 8 learns to make up for the rounding.
+# Training, in miniature: a layer is frozen in NF4, a 4-bit format, and an adapter learns to make up for the rounding.
+# The adapter is the product $B A$ of two thin matrices, with 8 numbers between input and output.
 
 # %%
 name = "self_attn.q_proj"
 w = walk.weight_array(walk.linears(walk.blocks(model)[1])[name])
 ids = models.data.calibration("tiny", tokenizer, windows=2).ids
-x = torch.from_numpy(calibrate.layer_inputs(model, ids, ("x",))[1, name].x)  # what the layer receives on real text
+inputs = calibrate.layer_inputs(model, ids, ("x",))  # what layers receive on real text
+x = torch.from_numpy(inputs[1, name].x)
 wanted = x @ torch.from_numpy(w).T
 frozen = torch.from_numpy(rq.dequantize(rq.quantize(w, "nf4")))
 torch.manual_seed(0)
@@ -71,13 +78,15 @@ for _ in range(100):
     optimizer.step()
     losses.append(loss.item())
 style.picture(
-    figures.adapter_training(losses), "The adapter's loss falls over 100 steps while the 4-bit weights stay frozen."
+    figures.adapter_training(losses),
+    "The adapter's loss falls over 100 steps while the 4-bit weights stay frozen.",
 )
 
 # %%
 Markdown(
-    f"The loss fell to {100 * losses[-1] / losses[0]:.0f} % of where it began. The frozen weights never changed; the "
-    f"adapter adds {A.numel() + B.numel():,} numbers to {w.size:,} of about 4 bits, and keeps its own multiplication."
+    f"The loss fell to {100 * losses[-1] / losses[0]:.0f} % of where it began. The "
+    f"frozen weights never changed; the adapter adds {A.numel() + B.numel():,} numbers "
+    f"to {w.size:,} of about 4 bits, and keeps its own multiplication."
 )
 
 # %% [markdown]
@@ -97,9 +106,35 @@ for name in ("int8-row", "int4-g128", "Q4_K", "int3-g128"):
             f"{100 * lost:.3f} %",
         )
     )
-text.table(("stored as", "bytes", "bits a weight", "times smaller than 16 bits", "squared error of the weights"), rows)
+text.table(
+    (
+        "stored as",
+        "bytes",
+        "bits a weight",
+        "times smaller than 16 bits",
+        "squared error of the weights",
+    ),
+    rows,
+)
 
 # %% [markdown]
+# ## The names in the table
+#
+# - `int4-g128`: whole numbers of 4 bits, where each **group** of 128 neighbouring weights shares a scale.
+# - **RTN** rounds every weight to the nearest level ([02](02_rounding.ipynb)).
+# - **GPTQ** rounds a layer column by column, and moves the columns that are still free so that they make up for the
+#   error. How far is read from the **Hessian**, a matrix that says which inputs of the layer move together
+#   ([03](03_gptq.ipynb)).
+# - **AWQ** looks for the **salient** channels, the roughly 1 % of the inputs that are largest, and scales their weights
+#   up before rounding ([04](04_awq.ipynb)).
+# - **GGUF** is llama.cpp's file. A **k-quant** such as Q4_K is one of its block formats; a **mix** such as Q4_K_M gives
+#   each matrix one of them ([05](05_kquants.ipynb)).
+# - **LLM.int8** rounds inputs as well, and sets the largest apart; **NF4** has sixteen unevenly spaced levels
+#   ([06](06_int8_fp8_nf4.ipynb)).
+#
+# All but LLM.int8 are **weight-only**: codes are turned back into numbers just before they are multiplied. What the
+# model remembers of the text so far, its **KV cache**, is left alone by all of them.
+#
 # ## The table, measured
 #
 # Explanations of quantization usually end with a table: method, bits, quality in one word. Here it is with numbers, for
@@ -108,9 +143,18 @@ text.table(("stored as", "bytes", "bits a weight", "times smaller than 16 bits",
 # (`refquant compare` makes the full table, on more text.)
 
 # %%
-chosen = ["RTN int4-g128", "GPTQ int4-g128", "AWQ int4-g128", "GPTQ int3-g128", "LLM.int8", "NF4"]
+chosen = [
+    "RTN int4-g128",
+    "GPTQ int4-g128",
+    "AWQ int4-g128",
+    "GPTQ int3-g128",
+    "LLM.int8",
+    "NF4",
+]
 chosen += ["GGUF Q8_0", "GGUF Q5_K_M", "GGUF Q4_K_M"]
-table = compare.compare("tiny", chosen, windows=8, calibration_windows=8, progress=False)
+table = compare.compare(
+    "tiny", chosen, windows=8, calibration_windows=8, progress=False
+)
 rows = [
     (
         line.label,
@@ -124,22 +168,31 @@ rows = [
     )
     for line in table.lines
 ]
-text.table(("method", "bits a weight", "model, MB", "perplexity", "change", "served on"), rows)
+text.table(
+    ("method", "bits a weight", "model, MB", "perplexity", "change", "served on"), rows
+)
 
 # %%
 style.picture(
-    figures.frontier(table.lines),
-    "Perplexity against stored bits a weight for nine ways to quantize the bundled model.",
+    figures.frontier(table),
+    "Perplexity against stored bits a weight for nine ways to quantize the bundled "
+    "model.",
 )
 
 # %%
 by = {line.label: line for line in table.lines}
-four = [by[name].perplexity_change for name in ("RTN int4-g128", "GPTQ int4-g128", "AWQ int4-g128")]
+four = [
+    by[name].perplexity_change
+    for name in ("RTN int4-g128", "GPTQ int4-g128", "AWQ int4-g128")
+]
 Markdown(
-    f"At 4 bits in groups of 128, rounding alone costs {four[0]:+.2f} perplexity, GPTQ {four[1]:+.2f}, AWQ {four[2]:+.2f}; "
-    f"8-bit formats change it by {by['GGUF Q8_0'].perplexity_change:+.3f} (Q8_0) and {by['LLM.int8'].perplexity_change:+.3f} "
-    "(LLM.int8). A model this small has little to spare: large models lose less. And `Q4_K_M` is not 4.5 bits here but "
-    f"{by['GGUF Q4_K_M'].bits_per_weight:.2f}, because the mix holds some matrices in more."
+    f"At 4 bits in groups of 128, rounding alone costs {four[0]:+.2f} perplexity, GPTQ "
+    f"{four[1]:+.2f}, AWQ {four[2]:+.2f}; 8-bit formats change it by "
+    f"{by['GGUF Q8_0'].perplexity_change:+.3f} (Q8_0) and "
+    f"{by['LLM.int8'].perplexity_change:+.3f} (LLM.int8). A model this small has "
+    "little to spare: large models lose less. And `Q4_K_M` is not 4.5 bits here but "
+    f"{by['GGUF Q4_K_M'].bits_per_weight:.2f}, because the mix holds some matrices in "
+    "more."
 )
 
 # %% [markdown]
@@ -150,7 +203,12 @@ Markdown(
 
 # %%
 text.ledger(
-    "table_gptq_int4", "bits_of_q4_k_m", "bits_of_q8_0", "gptq_is_near_lossless", "int8_is_faster", "nf4_is_four_bits"
+    "table_gptq_int4",
+    "bits_of_q4_k_m",
+    "bits_of_q8_0",
+    "gptq_is_near_lossless",
+    "int8_is_faster",
+    "nf4_is_four_bits",
 )
 
 # %% [markdown]
@@ -185,8 +243,14 @@ questions = [
                 "INT4 arithmetic runs faster than FP16 arithmetic.",
                 "The codes are turned back into 16-bit numbers; the arithmetic stays FP16.",
             ),
-            ("Fewer layers are executed.", "Every layer is executed, with smaller weights."),
-            ("The KV cache is four times smaller.", "The cache is not touched by weight-only quantization."),
+            (
+                "Fewer layers are executed.",
+                "Every layer is executed, with smaller weights.",
+            ),
+            (
+                "The KV cache is four times smaller.",
+                "The cache is not touched by weight-only quantization.",
+            ),
         ],
     ),
     Question(
@@ -196,9 +260,18 @@ questions = [
             "It holds which inputs move together. See notebook 3.",
         ),
         wrong=[
-            ("It is the gradient for fine-tuning.", "Nothing is fine-tuned, and a Hessian is a second derivative."),
-            ("It sets the number of bits of each layer.", "All layers get the same bits."),
-            ("It finds outliers in the weights.", "It is computed from inputs; the weights do not enter it."),
+            (
+                "It is the gradient for fine-tuning.",
+                "Nothing is fine-tuned, and a Hessian is a second derivative.",
+            ),
+            (
+                "It sets the number of bits of each layer.",
+                "All layers get the same bits.",
+            ),
+            (
+                "It finds outliers in the weights.",
+                "It is computed from inputs; the weights do not enter it.",
+            ),
         ],
     ),
     Question(
@@ -208,7 +281,10 @@ questions = [
             "So no weight is kept in 16 bits. See notebook 4.",
         ),
         wrong=[
-            ("It keeps them in FP16.", "That was the observation it started from; mixed storage is what it avoids."),
+            (
+                "It keeps them in FP16.",
+                "That was the observation it started from; mixed storage is what it avoids.",
+            ),
             ("It drops them.", "They are the ones that matter most."),
             ("It gives them 8 bits.", "All weights have the same bits."),
         ],
@@ -220,7 +296,10 @@ questions = [
             "That is what S, M and L choose. The K itself names a block format. See notebook 5.",
         ),
         wrong=[
-            ("They need no scales.", "Each block has a scale, and each sub-block a quantized one."),
+            (
+                "They need no scales.",
+                "Each block has a scale, and each sub-block a quantized one.",
+            ),
             ("They run on GPUs only.", "They were made for CPUs, and run on both."),
             ("They train the scales.", "Scales come from a search on the weights."),
         ],

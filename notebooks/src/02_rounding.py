@@ -24,16 +24,20 @@ from refquant.figures import style, text
 from refquant.methods import rtn
 from refquant.models import calibrate, walk
 
-model, tokenizer = models.load("tiny")  # 7.3 million weights, trained in 16 bits, never quantized
-ids = models.data.calibration("tiny", tokenizer, windows=4).ids  # 4 windows of 512 tokens
-inputs = calibrate.layer_inputs(model, ids, ("x", "hessian"))  # what each Linear layer receives
+model, tokenizer = models.load("tiny")  # trained in 16 bits, never quantized
+ids = models.data.calibration("tiny", tokenizer, windows=4).ids  # some text, as tokens
+# what each Linear layer (a matrix that multiplies its input) receives on that text
+inputs = calibrate.layer_inputs(model, ids, ("x", "hessian"))
 weights = {
     (number, name): walk.weight_array(layer)
     for number, block in enumerate(walk.blocks(model))
     for name, layer in walk.linears(block).items()
 }
 w, x = weights[0, "mlp.down_proj"], inputs[0, "mlp.down_proj"].x
-Markdown(f"`mlp.down_proj` of block 0: weights {w.shape[0]} × {w.shape[1]}, inputs from {len(x)} tokens.")
+Markdown(
+    f"`mlp.down_proj` of block 0: weights {w.shape[0]} × {w.shape[1]}, inputs from "
+    f"{len(x)} tokens."
+)
 
 # %% [markdown]
 # ## A grid, by hand
@@ -57,7 +61,10 @@ for name in ("int3-row", "int3-row-sym"):
     scale, zero = grid.fit(few)
     codes = grid.encode(few, scale[:, None], zero[:, None])
     back = grid.decode(codes, scale[:, None], zero[:, None])
-    listed = (" ".join(map(str, codes[0])), " ".join(f"{value:.2f}" for value in back[0]))
+    listed = (
+        " ".join(map(str, codes[0])),
+        " ".join(f"{value:.2f}" for value in back[0]),
+    )
     rows.append((name, f"{scale[0]:.4f}", int(zero[0]), *listed))
 text.table(("grid", "scale", "zero-point", "codes", "values"), rows)
 
@@ -100,14 +107,16 @@ for width in (2, 3, 4, 8):
     bits[width] = [q.bits_per_weight for q in quantized]
 style.picture(
     figures.error_by_bits(sizes, errors, bits),
-    "Output error of the layer against stored bits a weight, for 2, 3, 4 and 8 bits and four group sizes.",
+    "Output error of the layer against stored bits a weight, for 2, 3, 4 and 8 bits "
+    "and four group sizes.",
 )
 
 # %%
 gain = errors[3][1] / errors[4][1]
 Markdown(
-    f"At groups of 128, one bit more divides the squared error by **{gain:.1f}**: half the step, a quarter of its "
-    f"square, and a little more. `int4-g128` stores **{bits[4][1]:.3f}** bits a weight, not 4."
+    f"At groups of 128, one bit more divides the squared error by **{gain:.1f}**: half "
+    "the step, a quarter of its square, and a little more. `int4-g128` stores "
+    f"**{bits[4][1]:.3f}** bits a weight, not 4."
 )
 
 # %% [markdown]
@@ -119,24 +128,31 @@ text.ledger("int4_g128_is_4_25_bits", "levels_of_4_bits")
 # %% [markdown]
 # ## Outliers: the inputs are the difficult part
 #
-# The other factor of the product is the layer's input. Below, for every input channel: the largest magnitude over the
-# median magnitude, of the inputs and of the weights that meet them.
+# The other factor of the product is the layer's input, its **activations**. One number of the input vector is an
+# **input channel**; a value far above the others is an **outlier**. Below, for every input channel: the largest
+# magnitude over the median magnitude, of the inputs and of the weights that meet them.
 
 # %%
 style.picture(
     figures.channels(x, w),
-    "Largest over median magnitude of each input channel: inputs stray much further than weights.",
+    "Largest over median magnitude of each input channel: inputs stray much further "
+    "than weights.",
 )
 
 # %%
 spread = {
-    key: tuple(float(np.abs(v).max() / np.median(np.abs(v))) for v in (weights[key], inputs[key].x)) for key in weights
+    key: tuple(
+        float(np.abs(v).max() / np.median(np.abs(v)))
+        for v in (weights[key], inputs[key].x)
+    )
+    for key in weights
 }
 calmer = sum(of_weights < of_inputs for of_weights, of_inputs in spread.values())
 largest = max(spread, key=lambda key: spread[key][1])
 Markdown(
-    f"In **{calmer} of {len(spread)}** layers of this model the weights stray less than the inputs. The widest "
-    f"inputs are those of `{largest[1]}` in block {largest[0]}: **{spread[largest][1]:.0f}** times their median."
+    f"In **{calmer} of {len(spread)}** layers of this model the weights stray less "
+    f"than the inputs. The widest inputs are those of `{largest[1]}` in block "
+    f"{largest[0]}: **{spread[largest][1]:.0f}** times their median."
 )
 
 # %% [markdown]
@@ -148,46 +164,77 @@ Markdown(
 rows = []
 for name, one in (("per tensor", x.reshape(1, -1)), ("per token", x)):
     for width in (8, 4):
-        rounded = rtn.rounded(one, rq.IntGrid(width, sym=True, scale_dtype="float32")).reshape(x.shape)
+        rounded = rtn.rounded(
+            one, rq.IntGrid(width, sym=True, scale_dtype="float32")
+        ).reshape(x.shape)
         lost = np.square((rounded - x) @ w.T).sum() / np.square(x @ w.T).sum()
-        rows.append((f"inputs int{width}, {name}", f"{100 * lost:.3f} %", f"{100 * (rounded == 0).mean():.1f} %"))
+        rows.append(
+            (
+                f"inputs int{width}, {name}",
+                f"{100 * lost:.3f} %",
+                f"{100 * (rounded == 0).mean():.1f} %",
+            )
+        )
 for width in (8, 4):
     q = rq.dequantize(rtn.quantize(w, f"int{width}-g128"))
     rows.append(
-        (f"weights int{width}-g128", f"{100 * evaluate.layer_error(w, q, H):.3f} %", f"{100 * (q == 0).mean():.1f} %")
+        (
+            f"weights int{width}-g128",
+            f"{100 * evaluate.layer_error(w, q, H):.3f} %",
+            f"{100 * (q == 0).mean():.1f} %",
+        )
     )
 text.table(("rounded", "squared output error", "rounded to exactly 0"), rows)
 
 # %%
-text.ledger("weights_are_better_behaved", "outliers_are_ten_to_a_hundred", "outliers_ruin_int8")
+text.ledger(
+    "weights_are_better_behaved", "outliers_are_ten_to_a_hundred", "outliers_ruin_int8"
+)
 
 # %% [markdown]
 # ## RTN on the whole model
 #
-# **Perplexity** is the exponential of the mean surprise per token: 1 would be a model that is always certain and
-# right. We round every Linear layer of the decoder blocks, and measure on text that the model never saw.
+# **Perplexity** is the exponential of the mean surprise per token: 1 would be a model that is always certain and right.
+# It depends on the text that is read, so compare it within one notebook only. We round every Linear layer of the
+# decoder blocks, and measure on text that the model never saw.
 
 # %%
 import copy
 
 held_out = models.data.evaluation("tiny", tokenizer)
-base = evaluate.score(model, held_out.ids, windows=6, keep=True, bos=models.data.first_token(tokenizer))
+base = evaluate.score(
+    model, held_out.ids, windows=6, keep=True, bos=models.data.first_token(tokenizer)
+)
 rows = [("as trained, 16 bits", "16.000", f"{base.perplexity:.2f}", "")]
 changes = {}
 for grid in ("int8-g128", "int4-g128", "int3-g128"):
     rounded = copy.deepcopy(model)
     report = models.quantize(rounded, "rtn", grid)
-    after = evaluate.score(rounded, held_out.ids, windows=6, reference=base, bos=models.data.first_token(tokenizer))
+    after = evaluate.score(
+        rounded,
+        held_out.ids,
+        windows=6,
+        reference=base,
+        bos=models.data.first_token(tokenizer),
+    )
     changes[grid] = after.perplexity_change
     change = f"{after.perplexity_change:+.3f} ± {after.perplexity_change_stderr:.3f}"
-    rows.append((f"RTN {grid}", f"{report.bits_per_weight:.3f}", f"{after.perplexity:.2f}", change))
+    rows.append(
+        (
+            f"RTN {grid}",
+            f"{report.bits_per_weight:.3f}",
+            f"{after.perplexity:.2f}",
+            change,
+        )
+    )
 text.table(("weights", "bits a weight", "perplexity", "change"), rows)
 
 # %%
 Markdown(
-    f"8 bits change the perplexity by {changes['int8-g128']:+.3f}, 4 bits by {changes['int4-g128']:+.2f}, 3 bits by "
-    f"{changes['int3-g128']:+.2f}. The step from 8 to 4 is what the next two notebooks work on: at the same bits, "
-    "choose the codes (GPTQ) or the scales (AWQ) with the layer's inputs in mind."
+    f"8 bits change the perplexity by {changes['int8-g128']:+.4f}, 4 bits by "
+    f"{changes['int4-g128']:+.2f}, 3 bits by {changes['int3-g128']:+.2f}. The step "
+    "from 8 to 4 is what the next two notebooks work on: at the same bits, choose the "
+    "codes (GPTQ) or the scales (AWQ) with the layer's inputs in mind."
 )
 
 # %%
@@ -209,10 +256,19 @@ text.ledger("rtn_works_at_8_bits", "rtn_degrades_at_4_bits")
 #    group. (Check: `rq.as_grid("int2-row").fit(np.array([[0.1, 0.4]], np.float32))`.)
 # 2. The largest (and, asymmetric, the smallest). Clip it: give up some accuracy on the extremes for a finer step
 #    everywhere else. `refquant.methods.awq.clip` searches that limit; notebook 4 shows it.
-# 3. Groups of 32: (3 · 32 + 16 + 3) / 32 bits, against (4 · 768 + 16 + 4) / 768. The picture above has both points.
+# 3. Groups of 32: (3 · 32 + 16 + 3) / 32 bits, against (4 · 768 + 16 + 4) / 768. Their errors are in the next fold.
 #
 # </details>
-#
+
+# %%
+Markdown(
+    "<details><summary>Answer 3, in numbers</summary>\n\n"
+    f"3 bits in groups of 32: {bits[3][3]:.3f} bits a weight, error "
+    f"{100 * errors[3][3]:.2f} %. 4 bits with one scale a row: {bits[4][0]:.3f} bits, "
+    f"error {100 * errors[4][0]:.2f} %.\n\n</details>"
+)
+
+# %% [markdown]
 # ## Quiz
 
 # %%
@@ -221,21 +277,36 @@ from refquant.widgets.quiz import Question, quiz
 questions = [
     Question(
         "A 4-bit group has one weight ten times as large as all others. What happens to the others?",
-        right=("Most of them fall on two or three levels.", "The step follows the largest weight."),
+        right=(
+            "Most of them fall on two or three levels.",
+            "The step follows the largest weight.",
+        ),
         wrong=[
             (
                 "Nothing, each weight is rounded on its own.",
                 "Rounded alone, yes, but on a grid that all of them share.",
             ),
-            ("They are clipped.", "Clipping hits what lies outside the range; the range contains all of them."),
+            (
+                "They are clipped.",
+                "Clipping hits what lies outside the range; the range contains all of them.",
+            ),
         ],
     ),
     Question(
         "What does a symmetric grid save?",
-        right=("The zero-point.", "It is always the middle code, so no file needs to hold it."),
+        right=(
+            "The zero-point.",
+            "It is always the middle code, so no file needs to hold it.",
+        ),
         wrong=[
-            ("One bit of every code.", "The codes keep their bits; each still needs its sign, so to speak."),
-            ("The scale.", "The scale is still there; without it no code means anything."),
+            (
+                "One bit of every code.",
+                "The codes keep their bits; each still needs its sign, so to speak.",
+            ),
+            (
+                "The scale.",
+                "The scale is still there; without it no code means anything.",
+            ),
         ],
     ),
     Question(
@@ -245,8 +316,14 @@ questions = [
             "Weights can be studied once, offline; activations only when they arrive.",
         ),
         wrong=[
-            ("There are more of them.", "In decode there are far fewer: one vector for each matrix."),
-            ("They are always positive.", "Behind a SiLU or a norm they have both signs."),
+            (
+                "There are more of them.",
+                "In decode there are far fewer: one vector for each matrix.",
+            ),
+            (
+                "They are always positive.",
+                "Behind a SiLU or a norm they have both signs.",
+            ),
         ],
     ),
 ]

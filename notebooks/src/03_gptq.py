@@ -1,9 +1,10 @@
 # %% [markdown]
 # # 3. GPTQ: let the other columns make up for the error
 #
-# RTN rounds every weight alone. But the weights of a row work together: the layer's output is their sum, weighted by
-# inputs that are **correlated**. If rounding pushes one weight up, another weight whose input moves in step with it
-# can be pushed down, and most of the output error is gone. **GPTQ** does this column by column.
+# Rounding to the nearest level (**RTN**) treats every weight alone. But the weights of a row work together: the layer's
+# output is their sum, weighted by inputs that are **correlated**. If rounding pushes one weight up, another weight
+# whose input moves in step with it can be pushed down, and most of the output error is gone. **GPTQ** does this column
+# by column.
 #
 # After this notebook you can:
 #
@@ -28,7 +29,8 @@ from refquant.methods import gptq, obq, rtn
 from refquant.models import calibrate, walk
 
 model, tokenizer = models.load("tiny")
-ids = models.data.calibration("tiny", tokenizer, windows=8).ids  # calibration: 8 windows of 512 tokens
+# calibration text: what the method may look at
+ids = models.data.calibration("tiny", tokenizer, windows=8).ids
 inputs = calibrate.layer_inputs(model, ids, ("x", "hessian"))
 weights = {
     (number, name): walk.weight_array(layer)
@@ -51,7 +53,9 @@ Markdown(f"{len(weights)} Linear layers, calibrated on {ids.size} tokens.")
 # %%
 H = inputs[0, "self_attn.q_proj"].hessian.H
 style.picture(
-    figures.hessian(H), "Correlations between the inputs of q_proj in block 0, and the sorted diagonal of its Hessian."
+    figures.hessian(H),
+    "Correlations between the inputs of q_proj in block 0, and the sorted diagonal of "
+    "its Hessian.",
 )
 
 # %% [markdown]
@@ -67,14 +71,17 @@ style.picture(
 # \qquad\text{at the cost}\qquad \tfrac12 \frac{\delta_j^2}{[H_F^{-1}]_{jj}},$$
 #
 # where $F$ are the free columns. **OBQ**, the older method, uses this with the cheapest weight of each row first, so
-# each row needs an inverse of its own. GPTQ takes the same order for all rows. Then one Cholesky factor of $H^{-1}$
-# holds every inverse that will be needed, and the whole method is this loop (from `refquant/methods/gptq.py`):
+# each row needs an inverse of its own. GPTQ takes the same order for all rows. Then one Cholesky factor of $H^{-1}$ (a
+# triangular matrix $U$ with $U^\top U = H^{-1}$) holds every inverse that will be needed, and the whole method is this
+# loop (from `refquant/methods/gptq.py`):
 
 # %%
 import inspect
+import textwrap
 
 source = inspect.getsource(gptq._quantize)
-Markdown("```python\n" + source[source.index("            w = W1") : source.index("        losses[i1")] + "```")
+loop = source[source.index("            w = W1") : source.index("        losses[i1")]
+Markdown(f"```python\n{textwrap.dedent(loop)}```")
 
 # %% [markdown]
 # ## Watch the error move
@@ -104,12 +111,23 @@ rows = []
 for name, run in {
     "RTN": lambda grid: rtn.quantize(small, grid),
     "GPTQ": lambda grid: gptq.quantize(small, small_H, grid).quantized,
-    "GPTQ, largest inputs first": lambda grid: gptq.quantize(small, small_H, grid, act_order=True).quantized,
+    "GPTQ, largest inputs first": lambda grid: (
+        gptq.quantize(small, small_H, grid, act_order=True).quantized
+    ),
     "OBQ": lambda grid: obq.quantize(small, small_H, grid).quantized,
 }.items():
     start = time.perf_counter()
-    lost = [evaluate.layer_error(small, rq.dequantize(run(grid)), small_H) for grid in ("int4-g32", "int3-g32")]
-    rows.append((name, *(f"{100 * each:.3f} %" for each in lost), f"{500 * (time.perf_counter() - start):.1f}"))
+    lost = [
+        evaluate.layer_error(small, rq.dequantize(run(grid)), small_H)
+        for grid in ("int4-g32", "int3-g32")
+    ]
+    rows.append(
+        (
+            name,
+            *(f"{100 * each:.3f} %" for each in lost),
+            f"{500 * (time.perf_counter() - start):.1f}",
+        )
+    )
 text.table(("method", "output error, 4 bits", "3 bits", "milliseconds"), rows)
 
 # %% [markdown]
@@ -119,13 +137,14 @@ text.table(("method", "output error, 4 bits", "3 bits", "milliseconds"), rows)
 # The losses that GPTQ reports are no estimate. Their sum **is** the output error on the (damped) Hessian:
 
 # %%
-w, H = weights[0, "self_attn.q_proj"], inputs[0, "self_attn.q_proj"].hessian.H.astype(np.float64)
+w = weights[0, "self_attn.q_proj"]
+H = inputs[0, "self_attn.q_proj"].hessian.H.astype(np.float64)
 r = gptq.quantize(w, H, "int4-g128")
 change = w - rq.dequantize(r.quantized)
 damped = H + r.damp * np.diag(H).mean() * np.eye(len(H))
 Markdown(
-    f"Sum of the losses: **{r.losses.sum():.6f}**. Output error per token, from the weights: "
-    f"**{0.5 * np.einsum('nk,kl,nl->', change, damped, change):.6f}**."
+    f"Sum of the losses: **{r.losses.sum():.6f}**. Output error per token, from the "
+    f"weights: **{0.5 * np.einsum('nk,kl,nl->', change, damped, change):.6f}**."
 )
 
 # %% [markdown]
@@ -144,7 +163,8 @@ except np.linalg.LinAlgError as problem:
     said = str(problem)
 U, used = gptq.inverse_factor(thin, damp=0.0)
 Markdown(
-    f"NumPy says: *{said}*. refquant raises the damping until the factorization works: asked for 0, used **{used:g}**."
+    f"NumPy says: *{said}*. refquant raises the damping until the factorization works: "
+    f"asked for 0, used **{used:g}**."
 )
 
 # %% [markdown]
@@ -159,7 +179,11 @@ damps = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 curves = {
     count: [
         evaluate.layer_error(
-            w, rq.dequantize(gptq.quantize(w, gptq.hessian(x[:count]), "int3-g128", damp=d).quantized), unseen
+            w,
+            rq.dequantize(
+                gptq.quantize(w, gptq.hessian(x[:count]), "int3-g128", damp=d).quantized
+            ),
+            unseen,
         )
         for d in damps
     ]
@@ -168,14 +192,17 @@ curves = {
 rounded = evaluate.layer_error(w, rtn.rounded(w, "int3-g128"), unseen)
 style.picture(
     figures.damping(damps, curves[100], curves[2048], rounded),
-    "Output error on unseen tokens against damping, for a Hessian from 100 and from 2048 tokens, with RTN as a line.",
+    "Output error on unseen tokens against damping, for a Hessian from 100 and from "
+    "2048 tokens, with RTN as a line.",
 )
 
 # %%
 Markdown(
-    f"From 100 tokens and with little damping GPTQ reaches {100 * curves[100][0]:.2f} %, RTN {100 * rounded:.2f} %: "
-    f"**{'worse than not using it' if curves[100][0] > rounded else 'still better'}**. From 2048 tokens it reaches "
-    f"{100 * min(curves[2048]):.2f} %, and the damping hardly matters."
+    f"From 100 tokens and with little damping GPTQ reaches {100 * curves[100][0]:.2f} "
+    f"%, RTN {100 * rounded:.2f} %: "
+    f"**{'worse than not using it' if curves[100][0] > rounded else 'still better'}**. "
+    f"From 2048 tokens it reaches {100 * min(curves[2048]):.2f} %, and the damping "
+    "hardly matters."
 )
 
 # %% [markdown]
@@ -188,15 +215,30 @@ Markdown(
 rows = []
 for rho in (0.0, 0.5, 0.9, 0.99):
     inverse = np.linalg.inv(np.array([[1, rho], [rho, 1]]))
-    rows.append((rho, f"{inverse[0, 0]:.2f}", f"{inverse[1, 0] / inverse[0, 0]:.2f}", f"{0.5 / inverse[0, 0]:.3f}"))
-text.table(("correlation", "[H⁻¹] of the column", "factor on the other", "cost at error 1"), rows)
+    rows.append(
+        (
+            rho,
+            f"{inverse[0, 0]:.2f}",
+            f"{inverse[1, 0] / inverse[0, 0]:.2f}",
+            f"{0.5 / inverse[0, 0]:.3f}",
+        )
+    )
+text.table(
+    ("correlation", "[H⁻¹] of the column", "factor on the other", "cost at error 1"),
+    rows,
+)
 
 # %% [markdown]
 # It is the other way round. A large diagonal of $H^{-1}$ means that another input can stand in, and so the factor is
 # *large*: the other weight takes over the whole error. What gets small is the cost.
 
 # %%
-text.ledger("insensitive_columns_compensate_little", "hessian_is_two_xxt", "blocks_of_128", "minutes_to_hours")
+text.ledger(
+    "insensitive_columns_compensate_little",
+    "hessian_is_two_xxt",
+    "blocks_of_128",
+    "minutes_to_hours",
+)
 
 # %% [markdown]
 # ## Blocks and order
@@ -211,10 +253,17 @@ wide, wide_H = weights[1, "mlp.down_proj"], inputs[1, "mlp.down_proj"].hessian.H
 results = {}
 for size in (1, 128, 768):
     start = time.perf_counter()
-    results[size] = gptq.quantize(wide, wide_H, "int4-g128", block_size=size).quantized, time.perf_counter() - start
+    results[size] = (
+        gptq.quantize(wide, wide_H, "int4-g128", block_size=size).quantized,
+        time.perf_counter() - start,
+    )
 codes = results[128][0].arrays["codes"]
 rows = [
-    (size, f"{100 * np.mean(q.arrays['codes'] != codes):.2f} %", f"{1000 * seconds:.0f}")
+    (
+        size,
+        f"{100 * np.mean(q.arrays['codes'] != codes):.2f} %",
+        f"{1000 * seconds:.0f}",
+    )
     for size, (q, seconds) in results.items()
 ]
 text.table(("block", "packed codes that differ from 128's", "milliseconds"), rows)
@@ -230,45 +279,66 @@ for (number, name), each in weights.items():
     if number not in (0, 7):
         continue
     each_H = inputs[number, name].hessian.H
-    ordered = gptq.quantize(each, each_H, grid, act_order=True, static_groups=True).quantized
+    ordered = gptq.quantize(
+        each, each_H, grid, act_order=True, static_groups=True
+    ).quantized
     names.append(f"{number} {name.split('.')[1].removesuffix('_proj')}")
     errors["RTN"].append(evaluate.layer_error(each, rtn.rounded(each, grid), each_H))
     errors["GPTQ"].append(
-        evaluate.layer_error(each, rq.dequantize(gptq.quantize(each, each_H, grid).quantized), each_H)
+        evaluate.layer_error(
+            each, rq.dequantize(gptq.quantize(each, each_H, grid).quantized), each_H
+        )
     )
-    errors["GPTQ, act-order"].append(evaluate.layer_error(each, rq.dequantize(ordered), each_H))
+    errors["GPTQ, act-order"].append(
+        evaluate.layer_error(each, rq.dequantize(ordered), each_H)
+    )
 style.picture(
-    figures.layers(names, errors), "Output error of each layer of blocks 0 and 7: RTN, GPTQ, GPTQ with act-order."
+    figures.layers(names, errors),
+    "Output error of each layer of blocks 0 and 7: RTN, GPTQ, GPTQ with act-order.",
 )
 
 # %% [markdown]
 # In a model, each block is calibrated on what the blocks before it, *already quantized*, really send. `models.quantize`
-# does that. The change of perplexity comes with its standard error, taken token by token.
+# does that. **Perplexity** is the exponential of the mean surprise for each token of a held-out text (it depends on
+# that text, so compare within one notebook only); its change comes with a standard error, taken token by token. **KL**
+# is how far the predicted distributions of the next token lie from those of the unquantized model, in the mean over all
+# tokens: 0 where they agree.
 
 # %%
 held_out = models.data.evaluation("tiny", tokenizer).ids
 bos = models.data.first_token(tokenizer)
 base = evaluate.score(model, held_out, windows=6, keep=True, bos=bos)
 changes, rows = {}, [("as trained", "16.000", f"{base.perplexity:.2f}", "", "")]
-for method, options in (("rtn", {}), ("gptq", {"act_order": True, "static_groups": True})):
+for method, options in (
+    ("rtn", {}),
+    ("gptq", {"act_order": True, "static_groups": True}),
+):
     candidate = copy.deepcopy(model)
     report = models.quantize(candidate, method, grid, ids, **options)
     after = evaluate.score(candidate, held_out, windows=6, reference=base, bos=bos)
     changes[method] = after.perplexity_change
     change = f"{after.perplexity_change:+.3f} ± {after.perplexity_change_stderr:.3f}"
-    row = (f"{method.upper()} {grid}", f"{report.bits_per_weight:.3f}", f"{after.perplexity:.2f}", change)
+    row = (
+        f"{method.upper()} {grid}",
+        f"{report.bits_per_weight:.3f}",
+        f"{after.perplexity:.2f}",
+        change,
+    )
     rows.append((*row, f"{after.kl_mean:.4f}"))
 text.table(("weights", "bits a weight", "perplexity", "change", "KL, nats"), rows)
 
 # %%
 Markdown(
-    f"At the same bits GPTQ wins back **{100 * (1 - changes['gptq'] / changes['rtn']):.0f} %** of what RTN loses. "
-    f'Whether the rest, {changes["gptq"]:+.2f} here, counts as "near-lossless" depends on the model: small ones have '
-    "less to spare."
+    "At the same bits GPTQ wins back "
+    f"**{100 * (1 - changes['gptq'] / changes['rtn']):.0f} %** of what RTN loses. "
+    f'Whether the rest, {changes["gptq"]:+.2f} here, counts as "near-lossless" depends '
+    "on the model: small ones have less to spare."
 )
 
 # %%
-text.ledger("gptq_is_near_lossless", "gptq_degrades_at_3_bits", "calibration_of_128_examples")
+text.ledger(
+    "gptq_is_near_lossless", "gptq_degrades_at_3_bits", "calibration_of_128_examples"
+)
 
 # %% [markdown]
 # ## Exercises
@@ -299,9 +369,18 @@ questions = [
             "It knows which inputs move together, and so which weights can stand in for which.",
         ),
         wrong=[
-            ("To train the weights further by gradient descent.", "There is no training: each column is visited once."),
-            ("To choose the scale of each group.", "Scales come from the minimum and maximum of the group, as in RTN."),
-            ("To give sensitive layers more bits.", "All columns get the same bits; mixes of bits are notebook 5."),
+            (
+                "To train the weights further by gradient descent.",
+                "There is no training: each column is visited once.",
+            ),
+            (
+                "To choose the scale of each group.",
+                "Scales come from the minimum and maximum of the group, as in RTN.",
+            ),
+            (
+                "To give sensitive layers more bits.",
+                "All columns get the same bits; mixes of bits are notebook 5.",
+            ),
         ],
     ),
     Question(
@@ -312,15 +391,24 @@ questions = [
         ),
         wrong=[
             ("It makes the scales smaller.", "The scales do not depend on H."),
-            ("It slows the loop down so that it converges.", "The loop has a fixed number of steps, one a column."),
+            (
+                "It slows the loop down so that it converges.",
+                "The loop has a fixed number of steps, one a column.",
+            ),
         ],
     ),
     Question(
         "What do blocks of 128 columns change?",
-        right=("The speed, and nothing else but rounding.", "Late updates are collected into one matrix product."),
+        right=(
+            "The speed, and nothing else but rounding.",
+            "Late updates are collected into one matrix product.",
+        ),
         wrong=[
             ("Each block gets its own Hessian.", "There is one H for the layer."),
-            ("Errors stay inside their block.", "They move on to the columns after it, all at once when it is done."),
+            (
+                "Errors stay inside their block.",
+                "They move on to the columns after it, all at once when it is done.",
+            ),
         ],
     ),
 ]

@@ -29,7 +29,9 @@ from refquant.widgets import kquants as widgets
 
 model, tokenizer = models.load("tiny")
 layers = {
-    f"{i}.{name}": layer for i, block in enumerate(walk.blocks(model)) for name, layer in walk.linears(block).items()
+    f"{i}.{name}": layer
+    for i, block in enumerate(walk.blocks(model))
+    for name, layer in walk.linears(block).items()
 }
 w = walk.weight_array(layers["3.mlp.down_proj"])
 w.shape
@@ -48,10 +50,34 @@ w.shape
 rows = []
 for name in inspect_block.BLOCK_FORMATS:
     kind, back = ggml_type(name), rq.dequantize(rq.quantize(w, name))
-    share = np.square(back - w, dtype=np.float64).sum() / np.square(w, dtype=np.float64).sum()
-    fields = ", ".join(f"{field} {size}" for field, _, size in inspect_block.layout(name))
-    rows.append((name, kind.weights, kind.bytes, f"{kind.bits_per_weight:.4f}", fields, f"{100 * share:.3f} %"))
-table(("format", "weights", "bytes", "bits a weight", "fields and their bytes", "squared error"), rows)
+    share = (
+        np.square(back - w, dtype=np.float64).sum()
+        / np.square(w, dtype=np.float64).sum()
+    )
+    fields = ", ".join(
+        f"{field} {size}" for field, _, size in inspect_block.layout(name)
+    )
+    rows.append(
+        (
+            name,
+            kind.weights,
+            kind.bytes,
+            f"{kind.bits_per_weight:.4f}",
+            fields,
+            f"{100 * share:.3f} %",
+        )
+    )
+table(
+    (
+        "format",
+        "weights",
+        "bytes",
+        "bits a weight",
+        "fields and their bytes",
+        "squared error",
+    ),
+    rows,
+)
 
 # %% [markdown]
 # TQ1_0 and TQ2_0 hold only −d, 0 and +d. They are meant for models trained that way; on this one they lose most of
@@ -89,7 +115,9 @@ picture(*figures.block_bits(block, "Q4_K", 200))
 # %%
 found = inspect_block.weight(block, "Q4_K", 200)
 for part in found.parts:
-    print(f"{part.label:<12} bytes {part.bytes!s:<10} {part.binary:>16} -> {part.value:g}")
+    print(
+        f"{part.label:<12} bytes {part.bytes!s:<10} {part.binary:>16} -> {part.value:g}"
+    )
 print(*found.steps, sep="\n")
 assert found.value == rq.dequantize(rq.quantize(w[:1], "Q4_K"))[0, 200]
 
@@ -115,8 +143,9 @@ picture(*figures.search(w[0, 32:64], 21))
 sub_blocks = w.reshape(-1, 32).T  # [32, count]
 first, last = (figures.kept(sub_blocks, trials)[3] for trials in (0, 21))
 Markdown(
-    f"Over {len(first):,} sub-blocks, 21 trials leave **{100 * last.sum() / first.sum():.1f} %** of the first guess's "
-    f"error; {100 * np.mean(last < first):.0f} % of the sub-blocks gained."
+    f"Over {len(first):,} sub-blocks, 21 trials leave "
+    f"**{100 * last.sum() / first.sum():.1f} %** of the first guess's error; "
+    f"{100 * np.mean(last < first):.0f} % of the sub-blocks gained."
 )
 
 # %% [markdown]
@@ -163,7 +192,8 @@ matrix = importance(model, text.ids, progress=False)
 errors = {name: ([], []) for name in ("Q2_K", "Q4_K")}
 for key, layer in layers.items():
     gguf_name = mix.architectures.gguf_name(
-        f"model.layers.{key}.weight", mix.architectures.of_config(model.config.to_dict())
+        f"model.layers.{key}.weight",
+        mix.architectures.of_config(model.config.to_dict()),
     )
     weights = walk.weight_array(layer)
     columns = matrix.means(gguf_name, weights.shape[1])[0]
@@ -174,8 +204,9 @@ for key, layer in layers.items():
 picture(*figures.importance(errors))
 
 # %% [markdown]
-# The same on the whole model: perplexity on held-out text, in the mix Q2_K. The change is measured token by token
-# against the unquantized model; its standard error stands beside it.
+# The same on the whole model, in the mix Q2_K. **Perplexity** is the exponential of the mean surprise for each token of
+# a held-out text (lower is better; it depends on that text, so compare within one notebook only). The change is
+# measured token by token against the unquantized model; its standard error stands beside it.
 
 # %%
 held_out = models.data.evaluation("tiny", tokenizer).ids
@@ -186,7 +217,9 @@ for label, told in (("Q2_K", None), ("Q2_K with importance", matrix)):
     report = mix.quantize_mix(candidate, "Q2_K", importance=told)
     scores = evaluate.score(candidate, held_out, windows=4, reference=reference)
     change = f"{scores.perplexity_change:+.2f} ± {scores.perplexity_change_stderr:.2f}"
-    lines.append((label, f"{report.bits_per_weight:.3f}", f"{scores.perplexity:.2f}", change))
+    lines.append(
+        (label, f"{report.bits_per_weight:.3f}", f"{scores.perplexity:.2f}", change)
+    )
 table(("tiny", "bits a weight", "perplexity", "change"), lines)
 
 # %% [markdown]
@@ -220,10 +253,19 @@ from refquant.widgets.quiz import Question, quiz
 questions = [
     Question(
         "What does the K in Q4_K stand for?",
-        right=("A block of 256 weights whose sub-blocks have quantized scales", "Two levels of scales: that is all."),
+        right=(
+            "A block of 256 weights whose sub-blocks have quantized scales",
+            "Two levels of scales: that is all.",
+        ),
         wrong=[
-            ("Different precisions for different layers", "That is what a mix such as Q4_K_M does, with any formats."),
-            ("A larger group size than Q4_0", "Sub-blocks have 16 or 32 weights, Q4_0 has 32."),
+            (
+                "Different precisions for different layers",
+                "That is what a mix such as Q4_K_M does, with any formats.",
+            ),
+            (
+                "A larger group size than Q4_0",
+                "Sub-blocks have 16 or 32 weights, Q4_0 has 32.",
+            ),
             (
                 "Codes from k-means clustering",
                 "The levels of Q4_K are evenly spaced. IQ4_NL has a table of uneven ones.",
@@ -232,13 +274,19 @@ questions = [
     ),
     Question(
         "Two codes of 4 bits share a byte of Q4_0. Which weights are they?",
-        right=("Weight j and weight j + 16", "Planes of 16: low halves first, then high halves."),
+        right=(
+            "Weight j and weight j + 16",
+            "Planes of 16: low halves first, then high halves.",
+        ),
         wrong=[
             (
                 "Weight 2j and weight 2j + 1",
                 "That is the commonest mistake: the file would decode to shuffled weights.",
             ),
-            ("Weight j and weight 31 - j", "Nothing is mirrored; both halves count upwards."),
+            (
+                "Weight j and weight 31 - j",
+                "Nothing is mirrored; both halves count upwards.",
+            ),
         ],
     ),
     Question(
@@ -248,9 +296,18 @@ questions = [
             "The search weighs errors by it. Bytes and speed stay the same.",
         ),
         wrong=[
-            ("The format of the sensitive layers", "The mix decides that, by the tensor's role."),
-            ("It is stored and multiplied in at run time", "Nothing of it is in the file."),
-            ("It scales salient columns up, as AWQ does", "No column is scaled; only errors are weighed."),
+            (
+                "The format of the sensitive layers",
+                "The mix decides that, by the tensor's role.",
+            ),
+            (
+                "It is stored and multiplied in at run time",
+                "Nothing of it is in the file.",
+            ),
+            (
+                "It scales salient columns up, as AWQ does",
+                "No column is scaled; only errors are weighed.",
+            ),
         ],
     ),
 ]

@@ -16,7 +16,7 @@ from IPython.display import Markdown
 
 import refquant as rq
 from refquant import evaluate, models
-from refquant.codebooks import E4M3, NF4
+from refquant.codebooks import E2M1, E4M3, E5M2, NF4
 from refquant.figures import int8_fp8_nf4 as figures
 from refquant.figures.style import picture
 from refquant.figures.text import ledger, table
@@ -26,7 +26,11 @@ from refquant.widgets import int8_fp8_nf4 as widgets
 model, tokenizer = models.load("tiny")
 ids = models.data.calibration("tiny", tokenizer, windows=1).ids
 inputs = calibrate.layer_inputs(model, ids, ("x", "hessian"))
-weights = {(i, n): walk.weight_array(m) for i, b in enumerate(walk.blocks(model)) for n, m in walk.linears(b).items()}
+weights = {
+    (i, n): walk.weight_array(m)
+    for i, b in enumerate(walk.blocks(model))
+    for n, m in walk.linears(b).items()
+}
 x, w = inputs[5, "self_attn.q_proj"].x[:256], weights[5, "self_attn.q_proj"]
 
 # %% [markdown]
@@ -51,30 +55,58 @@ picture(*figures.decomposition(x, w, threshold=6, times=20))
 # they are better behaved, which is why weight-only methods leave the inputs alone.
 
 # %%
-spread = {k: (np.abs(v.x).max() / np.median(np.abs(v.x)), np.abs(v.x).max()) for k, v in inputs.items()}
+spread = {
+    k: (np.abs(v.x).max() / np.median(np.abs(v.x)), np.abs(v.x).max())
+    for k, v in inputs.items()
+}
 rows = []
 for key in sorted(spread, key=lambda key: -spread[key][0])[:5]:
     size = np.abs(weights[key])
     apart = rq.methods.llm_int8.outliers(inputs[key].x).any(axis=0).mean()
     rows.append(
-        (f"{key[0]}.{key[1]}", f"{spread[key][0]:.0f}", f"{size.max() / np.median(size):.0f}", f"{100 * apart:.0f} %")
+        (
+            f"{key[0]}.{key[1]}",
+            f"{spread[key][0]:.0f}",
+            f"{size.max() / np.median(size):.0f}",
+            f"{100 * apart:.0f} %",
+        )
     )
-table(("layer", "inputs: largest / median", "weights: largest / median", "columns that reach 6"), rows)
+table(
+    (
+        "layer",
+        "inputs: largest / median",
+        "weights: largest / median",
+        "columns that reach 6",
+    ),
+    rows,
+)
 
 # %%
-ledger("outliers_are_ten_to_a_hundred", "outliers_ruin_int8", "int8_is_lossless", "int8_is_faster")
+ledger(
+    "outliers_are_ten_to_a_hundred",
+    "outliers_ruin_int8",
+    "int8_is_lossless",
+    "int8_is_faster",
+)
 
 # %% [markdown]
 # ## FP8: levels spaced by a factor
 #
-# A small float has a sign, an **exponent** and a **fraction**. E4M3 has 4 + 3 bits and reaches 448; E5M2 has 5 + 2
-# and reaches 57344; E2M1, the 4-bit float, has 2 + 1 and reaches 6. Between two powers of two the steps are even;
+# A small float has a sign, an **exponent** and a **fraction**. E4M3 has 4 + 3 bits, E5M2 has 5 + 2, and
+# E2M1, the 4-bit float, 2 + 1. Between two powers of two the steps are even;
 # above, they double. So the *relative* error stays the same down to very small numbers, where an integer grid has
 # none left.
 #
 # Move the number through a format and watch the code. Beyond the largest value a cast either **saturates** (keeps the
 # largest) or gives what the format has beyond it: infinity in E5M2, NaN in E4M3. Programs differ here: torch and
 # ml_dtypes do not cast E4M3 alike.
+
+# %%
+Markdown(
+    "The largest values: "
+    + ", ".join(f"{kind.name} {kind.max:g}" for kind in (E4M3, E5M2, E2M1))
+    + "."
+)
 
 # %%
 widgets.cast()
@@ -95,7 +127,9 @@ picture(*figures.relative_errors())
 # %%
 scale = np.abs(w).max(axis=1, keepdims=True) / np.float32(E4M3.max)
 codes = E4M3.encode(w / scale)
-assert np.array_equal(E4M3.decode(codes) * scale, rq.dequantize(rq.quantize(w, "fp8-e4m3")))
+assert np.array_equal(
+    E4M3.decode(codes) * scale, rq.dequantize(rq.quantize(w, "fp8-e4m3"))
+)
 codes[0, :8]
 
 # %% [markdown]
@@ -144,7 +178,17 @@ picture(*figures.block_levels(w, "nvfp4", 1))
 
 # %%
 rows, keys = [], [key for key in inputs if key[0] in (0, 3, 6)]
-for name in ("int8-row", "llm-int8", "fp8-e4m3", "fp8-e5m2", "int4-g128", "nf4", "nf4-dq", "mxfp4", "nvfp4"):
+for name in (
+    "int8-row",
+    "llm-int8",
+    "fp8-e4m3",
+    "fp8-e5m2",
+    "int4-g128",
+    "nf4",
+    "nf4-dq",
+    "mxfp4",
+    "nvfp4",
+):
     found = [rq.quantize(weights[key], name) for key in keys]
     errors = [
         evaluate.layer_error(weights[k], rq.dequantize(q), inputs[k].hessian.H)
@@ -155,14 +199,21 @@ for name in ("int8-row", "llm-int8", "fp8-e4m3", "fp8-e5m2", "int4-g128", "nf4",
 table(("format", "bits a weight", "output error, weights only"), rows)
 
 # %% [markdown]
-# And the perplexity on held-out text, with its change against the unquantized model, token by token. Only LLM.int8
-# also rounds the inputs.
+# And the **perplexity** (the exponential of the mean surprise for each token, lower is better; it depends on the text
+# that is read, so compare within one notebook only) on held-out text, with its change against the unquantized model,
+# token by token. Only LLM.int8 also rounds the inputs.
 
 # %%
 held_out = models.data.evaluation("tiny", tokenizer).ids
 reference = evaluate.score(model, held_out, windows=3, keep=True)
 rows = [("unquantized", f"{reference.perplexity:.3f}", "-")]
-for method, grid in (("llm-int8", "llm-int8"), ("fp8", "fp8-e4m3"), ("nf4", "nf4"), ("rtn", "nvfp4"), ("rtn", "mxfp4")):
+for method, grid in (
+    ("llm-int8", "llm-int8"),
+    ("fp8", "fp8-e4m3"),
+    ("nf4", "nf4"),
+    ("rtn", "nvfp4"),
+    ("rtn", "mxfp4"),
+):
     candidate, _ = models.load("tiny")
     models.quantize(candidate, method, grid)
     scores = evaluate.score(candidate, held_out, windows=3, reference=reference)
@@ -200,15 +251,27 @@ from refquant.widgets.quiz import Question, quiz
 questions = [
     Question(
         "Why does FP8 need fewer scales than INT8?",
-        right=("Its steps shrink with the number, so small weights keep their precision", "Relative error is even."),
+        right=(
+            "Its steps shrink with the number, so small weights keep their precision",
+            "Relative error is even.",
+        ),
         wrong=[
-            ("It has more codes", "Both have 256 patterns, and FP8 spends some on NaN."),
-            ("Its largest value is larger", "Scaling takes care of range; it is the spacing that differs."),
+            (
+                "It has more codes",
+                "Both have 256 patterns, and FP8 spends some on NaN.",
+            ),
+            (
+                "Its largest value is larger",
+                "Scaling takes care of range; it is the spacing that differs.",
+            ),
         ],
     ),
     Question(
         "What becomes of 500 in E4M3?",
-        right=("448 or NaN, depending on the program", "E4M3 has no infinity: it saturates or gives NaN."),
+        right=(
+            "448 or NaN, depending on the program",
+            "E4M3 has no infinity: it saturates or gives NaN.",
+        ),
         wrong=[
             ("512", "The largest value is 448."),
             ("Infinity", "E4M3 has none; E5M2 does."),
@@ -216,10 +279,19 @@ questions = [
     ),
     Question(
         "Are NF4's sixteen codes used equally often?",
-        right=("No: the ends are rare, because blocks differ in their maxima", "See the bars above."),
+        right=(
+            "No: the ends are rare, because blocks differ in their maxima",
+            "See the bars above.",
+        ),
         wrong=[
-            ("Yes, that is what quantiles give", "They would if all maxima were the same quantile."),
-            ("Yes, if the weights are exactly normal", "Even then the maximum of a block varies."),
+            (
+                "Yes, that is what quantiles give",
+                "They would if all maxima were the same quantile.",
+            ),
+            (
+                "Yes, if the weights are exactly normal",
+                "Even then the maximum of a block varies.",
+            ),
         ],
     ),
 ]

@@ -91,9 +91,13 @@ picture(*figures.sizes(parts))
 # one version for the other is off by a whole step everywhere.
 
 # %%
-first, second = (inspect_layout.tensors(q, name)["qzeros"].ravel()[0] for name in ("GPTQ", "GPTQ v2"))
+first, second = (
+    inspect_layout.tensors(q, name)["qzeros"].ravel()[0] for name in ("GPTQ", "GPTQ v2")
+)
+_, zero = rq.as_grid(q.format).fit(w[:1, :32])
 Markdown(
-    f"Version 1: `{int(first) & 0xFFFFFFFF:#010x}`, version 2: `{int(second) & 0xFFFFFFFF:#010x}`; the zero-point is 8."
+    f"Version 1: `{int(first) & 0xFFFFFFFF:#010x}`, version 2: "
+    f"`{int(second) & 0xFFFFFFFF:#010x}`; the zero-point of each group is {int(zero[0])}."
 )
 
 # %%
@@ -107,17 +111,33 @@ ledger("int4_g128_is_4_25_bits")
 
 # %%
 models.quantize(model, "rtn", "int4-g32-sym")
-expected = {name: layer.quantized for name, layer in model.named_modules() if isinstance(layer, models.QuantLinear)}
+expected = {
+    name: layer.quantized
+    for name, layer in model.named_modules()
+    if isinstance(layer, models.QuantLinear)
+}
 scratch = tempfile.TemporaryDirectory()
-folders = {name: Path(scratch.name) / name for name in ("gptq", "gptq_v2", "awq", "compressed-tensors")}
+folders = {
+    name: Path(scratch.name) / name
+    for name in ("gptq", "gptq_v2", "awq", "compressed-tensors")
+}
 rows = []
 for name, folder in folders.items():
     models.save(model, folder, name, tokenizer, command="notebook 07")
     back, _ = models.load(str(folder), backend="dense")
-    layers = {key: layer.quantized for key, layer in back.named_modules() if isinstance(layer, models.QuantLinear)}
-    same = all(np.array_equal(rq.dequantize(layers[key]), rq.dequantize(value)) for key, value in expected.items())
+    layers = {
+        key: layer.quantized
+        for key, layer in back.named_modules()
+        if isinstance(layer, models.QuantLinear)
+    }
+    same = all(
+        np.array_equal(rq.dequantize(layers[key]), rq.dequantize(value))
+        for key, value in expected.items()
+    )
     size = sum(path.stat().st_size for path in folder.iterdir())
-    rows.append((name, len(layers), f"{size / 1e6:.2f} MB", "equal" if same else "DIFFERENT"))
+    rows.append(
+        (name, len(layers), f"{size / 1e6:.2f} MB", "equal" if same else "DIFFERENT")
+    )
 table(("format", "quantized layers", "folder", "weights after reloading"), rows)
 
 # %% [markdown]
@@ -143,10 +163,22 @@ print(f"{len(found.problems)} problems; the first: {found.problems[0]}")
 # `refquant convert` moves the numbers of one format into another, or says why the other cannot hold them.
 
 # %%
-checkpoint.convert(folders["awq"], Path(scratch.name) / "converted", "compressed-tensors", command="notebook 07")
+checkpoint.convert(
+    folders["awq"],
+    Path(scratch.name) / "converted",
+    "compressed-tensors",
+    command="notebook 07",
+)
 again, _ = models.load(str(Path(scratch.name) / "converted"), backend="dense")
-layers = {key: layer.quantized for key, layer in again.named_modules() if isinstance(layer, models.QuantLinear)}
-assert all(np.array_equal(rq.dequantize(layers[key]), rq.dequantize(value)) for key, value in expected.items())
+layers = {
+    key: layer.quantized
+    for key, layer in again.named_modules()
+    if isinstance(layer, models.QuantLinear)
+}
+assert all(
+    np.array_equal(rq.dequantize(layers[key]), rq.dequantize(value))
+    for key, value in expected.items()
+)
 try:
     fresh, _ = models.load("tiny")
     models.quantize(fresh, "rtn", "int3-g128")
@@ -168,14 +200,19 @@ read = rq.gguf.read(file)
 totals = inspect_file.totals(read)
 table(
     ("type", "tensors", "weights", "bytes"),
-    [(k, v["tensors"], f"{v['weights']:,}", f"{v['bytes']:,}") for k, v in totals["by_type"].items()],
+    [
+        (k, v["tensors"], f"{v['weights']:,}", f"{v['bytes']:,}")
+        for k, v in totals["by_type"].items()
+    ],
 )
 
 # %%
 Markdown(
-    f"{file.name}: {totals['bytes']:,} bytes of tensors, {totals['bits_per_weight']:.3f} bits a weight, "
-    f"{len(read.metadata)} entries of metadata, among them `general.architecture` = "
-    f"{read.metadata['general.architecture']!r} and {len(read.metadata['tokenizer.ggml.tokens']):,} tokens."
+    f"{file.name}: {totals['bytes']:,} bytes of tensors, "
+    f"{totals['bits_per_weight']:.3f} bits a weight, {len(read.metadata)} entries of "
+    "metadata, among them `general.architecture` = "
+    f"{read.metadata['general.architecture']!r} and "
+    f"{len(read.metadata['tokenizer.ggml.tokens']):,} tokens."
 )
 
 # %% [markdown]
@@ -187,7 +224,8 @@ print("\n".join(inspect_file.block(read, "blk.0.attn_q.weight", 0).splitlines()[
 # %%
 loaded, _ = models.load(str(file), backend="dense")
 same = all(
-    layer.mlp.up_proj.quantized.to_bytes() == read.tensors[f"blk.{i}.ffn_up.weight"].quantized().to_bytes()
+    layer.mlp.up_proj.quantized.to_bytes()
+    == read.tensors[f"blk.{i}.ffn_up.weight"].quantized().to_bytes()
     for i, layer in enumerate(loaded.model.layers)
 )
 assert same
@@ -222,9 +260,15 @@ from refquant.widgets.quiz import Question, quiz
 questions = [
     Question(
         "What do eight codes of a word of qweight in an AWQ file have in common?",
-        right=("They belong to the same input and eight outputs", "And they stand in the order 0 2 4 6 1 3 5 7."),
+        right=(
+            "They belong to the same input and eight outputs",
+            "And they stand in the order 0 2 4 6 1 3 5 7.",
+        ),
         wrong=[
-            ("They belong to the same output and eight inputs", "That is GPTQ and compressed-tensors."),
+            (
+                "They belong to the same output and eight inputs",
+                "That is GPTQ and compressed-tensors.",
+            ),
             ("They share a scale", "Eight outputs have eight scales."),
         ],
     ),
@@ -235,16 +279,28 @@ questions = [
             "The weights are equal to the last bit.",
         ),
         wrong=[
-            ("Yes, GGUF is for CPUs and so less exact", "The decoded weights are the same."),
-            ("Yes, because AWQ scales its channels", "The method may; the layout only stores the result."),
+            (
+                "Yes, GGUF is for CPUs and so less exact",
+                "The decoded weights are the same.",
+            ),
+            (
+                "Yes, because AWQ scales its channels",
+                "The method may; the layout only stores the result.",
+            ),
         ],
     ),
     Question(
         "Why store zero-points for a symmetric grid?",
-        right=("The layout has a place for them and readers expect it", "GPTQ and AWQ write the middle code."),
+        right=(
+            "The layout has a place for them and readers expect it",
+            "GPTQ and AWQ write the middle code.",
+        ),
         wrong=[
             ("They improve accuracy", "They are all 8."),
-            ("A symmetric grid needs them to decode", "The middle code is known without a file."),
+            (
+                "A symmetric grid needs them to decode",
+                "The middle code is known without a file.",
+            ),
         ],
     ),
 ]

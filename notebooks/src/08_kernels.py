@@ -10,7 +10,7 @@
 # - climb the rungs from a readable reference to a fused kernel, and measure each;
 # - read the recorded measurements of the CPU and GPU kernels, and say what they do *not* show.
 #
-# It runs without a GPU. Timings are your machine's, of this moment; on a busy machine they are too small.
+# It runs without a GPU. Timings are your machine's, of this moment; on a busy machine the rates come out too low.
 
 # %%
 import contextlib
@@ -32,11 +32,27 @@ from refquant.figures.text import ledger, table
 from refquant.widgets import kernels as widgets
 
 shape = (4096, 4096)
-need = {name: ops.traffic("matmul", shape, name, activation_bytes=2) for name in ("F16", "Q8_0", "Q4_K", "int4-g128")}
+need = {
+    name: ops.traffic("matmul", shape, name, activation_bytes=2)
+    for name in ("F16", "Q8_0", "Q4_K", "int4-g128")
+}
 h100 = devices.find_device("h100-sxm")
 table(
-    ("weights", "bytes of one product", "operations a byte", f"floor on {h100.title}, µs"),
-    [(n, f"{t.bytes:,}", f"{t.flops / t.bytes:.2f}", f"{1e6 * t.bytes / h100.bandwidth:.2f}") for n, t in need.items()],
+    (
+        "weights",
+        "bytes of one product",
+        "operations a byte",
+        f"floor on {h100.title}, µs",
+    ),
+    [
+        (
+            n,
+            f"{t.bytes:,}",
+            f"{t.flops / t.bytes:.2f}",
+            f"{1e6 * t.bytes / h100.bandwidth:.2f}",
+        )
+        for n, t in need.items()
+    ],
 )
 
 # %% [markdown]
@@ -53,17 +69,24 @@ widgets.floor()
 picture(*figures.floor("int4-g128", shape, h100, tokens=64))
 
 # %%
-ledger("decode_is_bandwidth_bound", "prefill_is_compute_bound", "serving_gets_the_full_four", "accumulation_in_fp16")
+ledger(
+    "decode_is_bandwidth_bound",
+    "prefill_is_compute_bound",
+    "serving_gets_the_full_four",
+    "accumulation_in_fp16",
+)
 
 # %% [markdown]
 # ## Rungs on the CPU
 #
-# One product y = W x, W in Q4_K. The same operation on four rungs, each with one idea more:
+# One product y = W x, W in Q4_K (a block format of llama.cpp, notebook 5). The same operation on five rungs, each with
+# one idea more:
 #
 # 1. the NumPy reference: decode all of W to float32, then multiply. It defines the right answer;
 # 2. decode with compiled code (Numba), multiply with NumPy: W still goes through memory as float32, twice;
-# 3. **fused**: decode in registers and multiply there. W is read once, in 4.5 bits a weight;
-# 4. fused, with the activations rounded to 8 bits, so that codes multiply as integers.
+# 3. **fused**: decode in registers and multiply there. W is read once, in the bits that it is stored in;
+# 4. fused, with the activations rounded to 8 bits, so that codes multiply as integers;
+# 5. rung 3 again, on all cores.
 
 # %%
 rng = np.random.default_rng(0)
@@ -71,17 +94,24 @@ w = (rng.standard_normal((1024, 4096)) * 0.02).astype(np.float32)
 x = rng.standard_normal(4096).astype(np.float32)
 ops.load_backend("numba")
 eight_bits = ops.find_op("matmul_int8", "Q4_K")
-with contextlib.redirect_stderr(io.StringIO()):  # the first call of each compiles, and says so
+with contextlib.redirect_stderr(io.StringIO()):  # each first call compiles, and says so
     part = rq.quantize(w, "Q4_K", backend="numba")
-    rq.dequantize(part, backend="numba"), rq.matmul(x, part, backend="numba"), eight_bits(x, part, backend="numba")
-blocks = np.tile(part.arrays["blocks"], (16, 1))  # the same rows again and again: larger than a core's caches
+    (
+        rq.dequantize(part, backend="numba"),
+        rq.matmul(x, part, backend="numba"),
+        eight_bits(x, part, backend="numba"),
+    )
+# the same rows again and again: larger than a core's caches
+blocks = np.tile(part.arrays["blocks"], (16, 1))
 large = rq.Quantized("Q4_K", (len(blocks), 4096), {"blocks": blocks})
 large
 
 # %%
 small = {
     "1 NumPy reference": lambda: rq.matmul(x, part),
-    "2 compiled decoder, then product": lambda: x @ rq.dequantize(part, backend="numba").T,
+    "2 compiled decoder, then product": lambda: (
+        x @ rq.dequantize(part, backend="numba").T
+    ),
 }
 fused = {
     "3 fused, one thread": lambda: rq.matmul(x, large, backend="numba"),
@@ -93,7 +123,8 @@ scale = len(blocks) // part.shape[0]  # the small matrix is a part of the large 
 seconds = {name: scale * times[1] for name, times in interleave(small, 3).items()}
 seconds |= {name: times[1] for name, times in interleave(fused, 5).items()}
 numba.set_num_threads(cores)
-seconds["5 rung 3, all threads"] = interleave({"": fused["3 fused, one thread"]}, 5)[""][1]
+both = interleave({"5 rung 3, all threads": fused["3 fused, one thread"]}, 5)
+seconds |= {name: times[1] for name, times in both.items()}
 
 # %%
 bandwidth = probe.read_bandwidth(seconds=0.3, buffer=128 * 2**20)
@@ -106,7 +137,8 @@ picture(*figures.rungs(seconds, large.nbytes, bandwidth, "Q4_K, one token"))
 
 # %%
 exact = rq.dequantize(part).astype(np.float64) @ x.astype(np.float64)
-plain = np.cumsum(rq.dequantize(part) * x, axis=1, dtype=np.float32)[:, -1]  # one sum after the other, in float32
+# one sum after the other, in float32
+plain = np.cumsum(rq.dequantize(part) * x, axis=1, dtype=np.float32)[:, -1]
 allowed = 2 * np.abs(plain - exact).max()
 error = np.abs(rq.matmul(x, part, backend="numba") - exact).max()
 assert error <= allowed
@@ -129,14 +161,18 @@ Markdown("> " + cpu.note)
 # %% [markdown]
 # ## Rungs on a GPU
 #
-# On a GPU the ladder is longer: coalesced loads, a ring of records fetched ahead, tensor cores used as dot products.
+# On a GPU the ladder is longer: neighbouring threads read neighbouring bytes (coalesced loads), a ring of records is
+# fetched ahead, tensor cores serve as dot products.
 # Each rung is one kernel with one idea more. If measurements are recorded in this checkout, they are drawn here; the
 # bar is the time, the mark is the floor.
 
 # %%
 gpu = recorded.find("Rungs")
 if gpu is None:
-    shown = Markdown("No GPU measurement is recorded in this checkout. With a GPU, `refquant bench gpu` makes one.")
+    shown = Markdown(
+        "No GPU measurement is recorded in this checkout. With a GPU, `refquant bench "
+        "gpu` makes one."
+    )
 else:
     shown = picture(*figures.ladder(gpu))
 shown
@@ -150,7 +186,7 @@ try:
     assert np.abs(y - exact).max() <= allowed
     said = f"Largest error of the CUDA product: {np.abs(y - exact).max():.3g}."
 except BackendUnavailable:
-    said = "No CUDA product on this machine; the reference and the Numba kernels need none."
+    said = "No CUDA product on this machine; the reference and Numba need none."
 Markdown(said)
 
 # %% [markdown]
@@ -173,9 +209,24 @@ Markdown(said)
 # 3. With the widget: from how many tokens on does an H100 gain less than twice from int4-g128 over F16?
 #
 # <details><summary>Answer</summary>
-# Choose the device, then move the tokens until the line under the figure says less than 2. It is where arithmetic
-# binds the quantized product while bandwidth still binds F16.
+# Choose the device, then move the tokens until the line under the figure says less than 2. There arithmetic binds the
+# quantized product while bandwidth still binds F16.
 # </details>
+
+
+# %%
+def gain(tokens):
+    dense, coded = (
+        figures.least(name, shape, h100, tokens)[0] for name in ("F16", "int4-g128")
+    )
+    return dense / coded
+
+
+few = next(tokens for tokens in range(1, 4097) if gain(tokens) < 2)
+Markdown(
+    "<details><summary>Answer 3, in numbers</summary>\n\n"
+    f"From {few} tokens on.\n\n</details>"
+)
 
 # %%
 from refquant.widgets.quiz import Question, quiz
@@ -183,9 +234,15 @@ from refquant.widgets.quiz import Question, quiz
 questions = [
     Question(
         "Why is a fused kernel faster than decoding first?",
-        right=("The decoded weights never go through memory", "4.5 bits a weight are read, and no float32 is written."),
+        right=(
+            "The decoded weights never go through memory",
+            "4.5 bits a weight are read, and no float32 is written.",
+        ),
         wrong=[
-            ("It does fewer multiplications", "It does the same; memory is what it saves."),
+            (
+                "It does fewer multiplications",
+                "It does the same; memory is what it saves.",
+            ),
             ("It rounds less", "Speed is not accuracy: both round to float32."),
         ],
     ),
@@ -194,12 +251,18 @@ questions = [
         right=("Nothing in the floor: arithmetic binds", "They still save memory."),
         wrong=[
             ("Four times", "That is for one token, and an upper bound even there."),
-            ("They lose", "The floor is the same; a real kernel may lose some time to decoding."),
+            (
+                "They lose",
+                "The floor is the same; a real kernel may lose some time to decoding.",
+            ),
         ],
     ),
     Question(
         "When may a product differ from the reference?",
-        right=("In the order of its sums, within twice the error of a plain loop", "Decoders may not differ at all."),
+        right=(
+            "In the order of its sums, within twice the error of a plain loop",
+            "Decoders may not differ at all.",
+        ),
         wrong=[
             ("Never", "Then no sum could be done in parallel."),
             ("By one percent", "A scale that is wrong by one percent would pass."),

@@ -26,8 +26,9 @@ from refquant.widgets import verify_yours as widgets
 
 cases = verify.select()
 Markdown(
-    f"{len(cases):,} cases of {len({case.format for case in cases})} formats and {len({case.op for case in cases})} "
-    f"operations; {len(verify.mistakes())} known mistakes, each with the place where somebody made it."
+    f"{len(cases):,} cases of {len({case.format for case in cases})} formats and "
+    f"{len({case.op for case in cases})} operations; {len(verify.mistakes())} known "
+    "mistakes, each with the place where somebody made it."
 )
 
 # %% [markdown]
@@ -48,9 +49,11 @@ class Mine:
         block = data.reshape(-1, 210)
         ql, qh, scales, d = np.split(block, [128, 192, 208], axis=1)
         low = ql.reshape(-1, 4, 1, 32) >> np.array([0, 4], np.uint8)[:, None] & 15
-        high = qh.reshape(-1, 2, 1, 32) >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3
+        shift = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
+        high = qh.reshape(-1, 2, 1, 32) >> shift & 3
         codes = low.reshape(-1, 256) | high.reshape(-1, 256) << 4
-        step = d.copy().view("<f2").astype(np.float32) * scales.view(np.int8).astype(np.float32)  # [blocks, 16]
+        d, scales = d.copy().view("<f2"), scales.view(np.int8)
+        step = d.astype(np.float32) * scales.astype(np.float32)  # [blocks, 16]
         weights = np.repeat(step, 16, axis=1) * (codes.astype(np.float32) - 32)
         return weights.reshape(shape)
 
@@ -76,7 +79,7 @@ print("\n".join(line[:150] for line in reports.failure(failed).splitlines()))
 #
 # ## Fix, and prove it
 #
-# One number changes. The same cases must now pass, all of them, including NaN, infinities and the largest codes: the
+# One line changes. The same cases must now pass, all of them, including NaN, infinities and the largest codes: the
 # weights are compared bit by bit.
 
 
@@ -86,10 +89,13 @@ class Fixed(Mine):
         block = data.reshape(-1, 210)
         ql, qh, scales, d = np.split(block, [128, 192, 208], axis=1)
         low = ql.reshape(-1, 2, 1, 64) >> np.array([0, 4], np.uint8)[:, None] & 15
-        high = qh.reshape(-1, 2, 1, 32) >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3
+        shift = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
+        high = qh.reshape(-1, 2, 1, 32) >> shift & 3
         codes = low.reshape(-1, 256) | high.reshape(-1, 256) << 4
-        step = d.copy().view("<f2").astype(np.float32) * scales.view(np.int8).astype(np.float32)
-        return (np.repeat(step, 16, axis=1) * (codes.astype(np.float32) - 32)).reshape(shape)
+        d, scales = d.copy().view("<f2"), scales.view(np.int8)
+        step = d.astype(np.float32) * scales.astype(np.float32)
+        weights = np.repeat(step, 16, axis=1) * (codes.astype(np.float32) - 32)
+        return weights.reshape(shape)
 
 
 fixed = verify.check(Fixed, only="q6_k and gguf-decode")
@@ -104,7 +110,8 @@ assert fixed.ok
 
 # %%
 w = np.random.default_rng(0).normal(size=(8, 1024)).astype(np.float32)
-blocks, right = rq.quantize(w, "Q6_K").arrays["blocks"], rq.dequantize(rq.quantize(w, "Q6_K"))
+coded = rq.quantize(w, "Q6_K")
+blocks, right = coded.arrays["blocks"], rq.dequantize(coded)
 x = np.random.default_rng(1).normal(size=1024).astype(np.float32)
 wrong = Mine().dequantize(blocks, shape=w.shape)
 off = right.copy()
@@ -115,18 +122,22 @@ nan[5] = np.nan
 
 def loop_error(values):
     return np.abs(
-        values.astype(np.float64) @ x.astype(np.float64) - right.astype(np.float64) @ x.astype(np.float64)
+        values.astype(np.float64) @ x.astype(np.float64)
+        - right.astype(np.float64) @ x.astype(np.float64)
     ).max()
 
 
 checks = {
     "standard deviation within 1 %": lambda v: abs(v.std() / right.std() - 1) < 0.01,
-    "np.allclose(rtol=0.05, atol=0.05)": lambda v: np.allclose(v, right, rtol=0.05, atol=0.05),
+    "np.allclose(rtol=0.05, atol=0.05)": lambda v: np.allclose(
+        v, right, rtol=0.05, atol=0.05
+    ),
     "not (error of the product > 1)": lambda v: not loop_error(v) > 1,
     "bit by bit": lambda v: np.array_equal(v.view(np.uint32), right.view(np.uint32)),
 }
 rows = [
-    (name, *("passes" if check(v) else "FAILS" for v in (right, wrong, off, nan))) for name, check in checks.items()
+    (name, *("passes" if check(v) else "FAILS" for v in (right, wrong, off, nan)))
+    for name, check in checks.items()
 ]
 table(("comparison", "right", "planes of 32", "one scale + 1 %", "a row of NaN"), rows)
 
@@ -150,7 +161,11 @@ bugs = figures.decoders()
 known = verify.mistakes()
 table(
     ("bug", "format", "met in"),
-    [(number, bug.formats[0], ", ".join(known[bug.number]["issues"][:2])) for number, bug in enumerate(bugs)],
+    [
+        (number, bug.formats[0], ", ".join(known[bug.number]["issues"][:2]))
+        for number, bug in enumerate(bugs)
+    ],
+    words=True,
 )
 
 # %% [markdown]
@@ -171,7 +186,11 @@ table(
 # What a case of Q6_K catches:
 
 # %%
-table(("case", "catches"), [(case.id, case.catches) for case in verify.select("q6_k and gguf-decode")])
+table(
+    ("case", "catches"),
+    [(case.id, case.catches) for case in verify.select("q6_k and gguf-decode")],
+    words=True,
+)
 
 # %% [markdown]
 # ## Exercises
@@ -203,18 +222,33 @@ from refquant.widgets.quiz import Question, quiz
 questions = [
     Question(
         "Where do the expected answers of the kit come from?",
-        right=("From the programs that own the formats", "Each case names its program and version."),
+        right=(
+            "From the programs that own the formats",
+            "Each case names its program and version.",
+        ),
         wrong=[
-            ("From refquant's own reference", "Then a mistake there would be repeated in the test."),
+            (
+                "From refquant's own reference",
+                "Then a mistake there would be repeated in the test.",
+            ),
             ("From the papers", "Papers define methods; programs define bytes."),
         ],
     ),
     Question(
         "Your packer and your unpacker are inverse to each other. Is the format right?",
-        right=("That shows nothing about the format", "Two equal mistakes cancel. Compare bytes with another program."),
+        right=(
+            "That shows nothing about the format",
+            "Two equal mistakes cancel. Compare bytes with another program.",
+        ),
         wrong=[
-            ("Yes: a round trip proves it", "A wrong order, packed and unpacked alike, survives a round trip."),
-            ("Yes, if all codes were tried", "The mistake may be the order, not the codes."),
+            (
+                "Yes: a round trip proves it",
+                "A wrong order, packed and unpacked alike, survives a round trip.",
+            ),
+            (
+                "Yes, if all codes were tried",
+                "The mistake may be the order, not the codes.",
+            ),
         ],
     ),
     Question(
@@ -224,7 +258,10 @@ questions = [
             "So it does not fail. Ask that the error is at most the tolerance.",
         ),
         wrong=[
-            ("The tolerance was too large", "No tolerance helps: NaN > t is false for all t."),
+            (
+                "The tolerance was too large",
+                "No tolerance helps: NaN > t is false for all t.",
+            ),
             ("NaN equals NaN", "It does not, and that is not what was asked."),
         ],
     ),

@@ -15,6 +15,7 @@ Leaves out: norms, rotary embedding, softmax and sampling (well under 1 % of eit
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from refquant import ops
 from refquant.bandwidth.cache import cache_bytes
@@ -62,6 +63,13 @@ class Work:
         return self.flops / self.bytes
 
 
+@lru_cache(maxsize=4096)  # the layers of a model repeat a few shapes
+def _through(shape: tuple[int, int], name: str, m: int) -> tuple[int, int, int]:
+    """Bytes and operations of `m` tokens through a matrix, and the operations that decode it."""
+    traffic = ops.traffic("matmul", shape, name, m=m, activation_bytes=ACTIVATION)
+    return traffic.bytes, traffic.flops, 0 if name in DENSE else ops.traffic("dequantize", shape, name).flops
+
+
 def _work(weights: Weights, tokens, last, pairs, cache_read, cache_written, blocks=None, output=True) -> Work:
     """Sum up `tokens` rows through the blocks, `last` of them through the output matrix, `pairs` in attention.
 
@@ -78,10 +86,10 @@ def _work(weights: Weights, tokens, last, pairs, cache_read, cache_written, bloc
         if not tensor.is_matrix:
             continue
         m = last if outside else tokens
-        traffic = ops.traffic("matmul", tensor.shape, tensor.format, m=m, activation_bytes=ACTIVATION)
-        activations += traffic.bytes - tensor.nbytes  # what the matrix itself does not account for
-        flops += traffic.flops
-        decoding += 0 if tensor.format in DENSE else ops.traffic("dequantize", tensor.shape, tensor.format).flops
+        moved, product, codes = _through(tensor.shape, tensor.format, m)
+        activations += moved - tensor.nbytes  # what the matrix itself does not account for
+        flops += product
+        decoding += codes
     embedding = next(tensor.format for tensor in weights.tensors if tensor.is_embedding)
     rows = tokens * ggml_type(embedding).nbytes((shape.hidden,)) if 0 in blocks else 0
     here, attention = len(blocks), 4 * shape.heads * shape.head_dim * len(blocks) * pairs

@@ -5,6 +5,7 @@ from pathlib import Path
 from refquant import compare as table
 from refquant.errors import BadInput
 from refquant.evaluate.perplexity import PROTOCOLS
+from refquant.formats.files import replacing
 
 
 def add_arguments(parser) -> None:
@@ -47,5 +48,9 @@ def run(args) -> int:
     if args.json:
         table.write_json(result, args.json)
     if args.plot:
-        table.write_plot(result, args.plot)
+        from refquant.figures import start, style  # matplotlib
+
+        picture = style.png(start.frontier(result))
+        with replacing(args.plot) as file:
+            file.write(picture)
     return 0

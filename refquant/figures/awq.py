@@ -63,6 +63,7 @@ def alpha(w: np.ndarray, x: np.ndarray, grid, value: float, found: awq.Result):
     right.loglog(size, after, "s", color=style.BLUE, markersize=3, label=f"alpha {value:.2f}")
     right.set(xlabel="mean |x| of the channel", ylabel="its output error", title="Channel by channel")
     style.plain_log(right.xaxis)
+    right.minorticks_off()  # ticks take most of the time of a drawing
     right.legend(loc="upper left")
     text = (
         f"alpha {value:.2f}: scales from {s.min():.2f} to {s.max():.2f}, output error "

@@ -47,7 +47,7 @@ def roofline(weights: Weights, device: Device, batch: int = 1, context: int = 10
     left.set_xticks([1, 8, 64, 512, 4096], ["1", "8", "64", "512", "4096"])
     left.minorticks_off()
     left.set(xlabel="operations for each byte moved", ylabel="10¹² operations a second", title=device.title)
-    left.legend(loc="lower right")
+    left.legend(loc="lower right", frameon=True, framealpha=1, edgecolor="white")  # before the ridge's line
     names = [*PARTS, "arithmetic", "decoding codes"]
     seconds = [part(work) / device.bandwidth for part in PARTS.values()] + [time.arithmetic or 0, time.decoding or 0]
     colours = [style.BLUE] * len(PARTS) + [style.ORANGE] * 2

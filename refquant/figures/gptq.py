@@ -90,6 +90,7 @@ def layers(names: list[str], errors: dict[str, list[float]]) -> Figure:
     for (method, values), marker, colour in zip(errors.items(), style.MARKERS, style.COLOURS, strict=False):
         axes.plot(range(len(names)), [100 * e for e in values], marker, color=colour, label=method, markersize=6)
     axes.set_yscale("log")
+    axes.margins(y=0.15)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set(ylabel="squared output error, %", title="Layer by layer")
     axes.grid(True, axis="y")

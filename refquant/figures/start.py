@@ -1,18 +1,23 @@
 """Notebook 00, the start: what each bit buys; a training run on frozen 4-bit weights."""
 
+from itertools import cycle
+
 from matplotlib.figure import Figure
 
 from refquant.figures import style
 
 
 @style.figure_function
-def frontier(lines) -> Figure:
-    """Perplexity (log) against bits a weight of the lines of `compare.Table`; the first is the unquantized model."""
-    base, *lines = lines
-    figure, axes = style.subplots(width=8.0, height=3.8, right=2.0)
-    axes.axhline(base.perplexity, color=style.GREY, linestyle="--", linewidth=1, label="16 bits, as trained")
+def frontier(table) -> Figure:
+    """Perplexity (log) against bits a weight of a `compare.Table`, whose first line is the unquantized model.
+
+    The bars are the standard errors of the change.
+    """
+    base, *lines = table.lines
+    figure, axes = style.subplots(width=8.0, height=4.2)
+    axes.axhline(base.perplexity, color=style.GREY, linestyle="--", linewidth=1, label=base.label)
     methods = list(dict.fromkeys(line.method for line in lines))
-    for method, marker, colour in zip(methods, style.MARKERS, style.COLOURS, strict=False):
+    for method, marker, colour in zip(methods, cycle(style.MARKERS), cycle(style.COLOURS), strict=False):
         mine = [line for line in lines if line.method == method]
         axes.errorbar(
             [line.bits_per_weight for line in mine],
@@ -21,13 +26,14 @@ def frontier(lines) -> Figure:
             fmt=marker,
             color=colour,
             capsize=3,
-            label=method,
+            label=mine[0].label.split()[0].rstrip(","),
         )
     axes.set_yscale("log")
-    style.plain_log(axes.yaxis, (1, 1.2, 1.5, 2, 3, 5, 7, 9))
-    axes.set(xlabel="stored bits a weight", ylabel="perplexity (lower is better)", title="What each bit buys")
+    style.plain_log(axes.yaxis, (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 8))
+    axes.set(xlabel="stored bits a weight, scales and zero-points included", title=f"{table.model}: what each bit buys")
+    axes.set_ylabel(f"perplexity, {table.protocol} protocol")
     axes.grid(True, which="both")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes.legend(loc="upper right", frameon=True, framealpha=1, edgecolor="white")
     return figure
 
 

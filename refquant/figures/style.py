@@ -48,6 +48,7 @@ SETTINGS = {
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "axes.titlelocation": "left",
+    "axes.titley": 1.0,  # nothing stands above an axes: to look for it takes a third of the drawing
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "axes.labelsize": 10,
@@ -116,12 +117,16 @@ def plain_log(axis, subs=(1, 2, 5)) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG file with a white ground; drawn once (`savefig` draws twice, to find its size)."""
+def png(figure: Figure, compression: int = 6) -> bytes:
+    """The figure as a PNG file with a white ground; drawn once (`savefig` draws twice, to find its size).
+
+    `compression` is zlib's level: 1 takes half the time of 6, and more bytes.
+    """
     with look(), io.BytesIO() as file:
         figure.set_dpi(DPI)
         figure.canvas.draw()
-        imsave(file, figure.canvas.buffer_rgba(), format="png", metadata={"Software": None})
+        options = {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": compression}}
+        imsave(file, figure.canvas.buffer_rgba(), format="png", **options)
         return file.getvalue()
 
 
@@ -134,5 +139,5 @@ def picture(figure: Figure, alt: str):
 
 def img(figure: Figure, alt: str) -> str:
     """The figure as an HTML element that holds its PNG: what a widget shows."""
-    data = base64.b64encode(png(figure)).decode()
+    data = base64.b64encode(png(figure, compression=1)).decode()
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}" style="max-width:100%">'

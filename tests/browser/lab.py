@@ -3,12 +3,14 @@
     def test_slider(opened):                      # opened: the notebook of the test's module, run from top to bottom
         view = opened.explorer(0)                 # the first widget that `refquant.widgets.explorer` made
         opened.slide("bits", 3)
-        assert opened.text(view) == "..."         # what it must say, computed from the package
+        opened.shows(view, figures.draw(bits=7))  # the figure and the text that the package makes of it
 
 `python tests/browser/lab.py 02_rounding FOLDER` takes screenshots: 1280 and 900 pixels wide, light and dark.
 The programs are playwright's driver and a Chromium: the one that the variable REFQUANT_CHROMIUM names, or one on PATH.
 """
 
+import base64
+import io
 import json
 import os
 import re
@@ -22,8 +24,11 @@ import urllib.request
 from pathlib import Path
 
 import jupyterlab
+import numpy as np
+from PIL import Image
 
 from refquant import course
+from refquant.figures import style
 
 FLAGS = (
     "--no-sandbox",
@@ -201,6 +206,14 @@ class Notebook:
         assert view.locator("img").first.get_attribute("alt") == line
         return line
 
+    def shows(self, view, drawn):
+        """Check that an explorer shows `drawn`, a figure and its text, pixel by pixel."""
+        figure, text = drawn
+        assert self.text(view) == text
+        shown = view.locator("img").first.get_attribute("src").partition("base64,")[2]
+        shown, expected = (_pixels(data) for data in (base64.b64decode(shown), style.png(figure)))
+        assert np.array_equal(shown, expected), f"another figure, in {np.mean(shown != expected):.2%} of its numbers"
+
     def slide(self, label: str, steps: int, inside=None):
         """Move a slider by `steps` with the arrow keys: what a reader without a mouse does."""
         handle = self.control(label, inside).locator(".noUi-handle")
@@ -285,6 +298,10 @@ class Notebook:
 
 
 PANEL = "window.jupyterapp?.shell.currentWidget"
+
+
+def _pixels(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
 
 
 def _exactly(label: str):

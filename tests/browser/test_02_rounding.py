@@ -18,18 +18,18 @@ def w():
 
 def test_each_control_of_the_grid_shows_what_the_package_computes(opened, w):
     view = opened.explorer(0)
-    assert opened.text(view) == rounding.grid_on_weights(w, 4, 64, False, 0)[1]
+    opened.shows(view, rounding.grid_on_weights(w, 4, 64, False, 0))
     opened.slide("bits", -1, view)
     assert opened.shown("bits", view) == "3"
-    assert opened.text(view) == rounding.grid_on_weights(w, 3, 64, False, 0)[1]
+    opened.shows(view, rounding.grid_on_weights(w, 3, 64, False, 0))
     opened.slide("group size", 2, view)
     assert opened.shown("group size", view) == "whole row"
-    assert opened.text(view) == rounding.grid_on_weights(w, 3, None, False, 0)[1]
+    opened.shows(view, rounding.grid_on_weights(w, 3, None, False, 0))
     opened.tick("symmetric", view)
-    assert opened.text(view) == rounding.grid_on_weights(w, 3, None, True, 0)[1]
+    opened.shows(view, rounding.grid_on_weights(w, 3, None, True, 0))
     opened.drag("row", 1.0, view)
     assert opened.shown("row", view) == str(len(w) - 1)
-    assert opened.text(view) == rounding.grid_on_weights(w, 3, None, True, len(w) - 1)[1]
+    opened.shows(view, rounding.grid_on_weights(w, 3, None, True, len(w) - 1))
 
 
 def test_the_quiz(opened):

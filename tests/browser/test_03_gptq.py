@@ -23,16 +23,16 @@ def layer():
 
 def test_stepping_through_the_columns(opened, layer):
     view, t = opened.explorer(0), evaluate.trace(*layer, "int3-g32")
-    assert opened.text(view) == figures.step(t, 0)[1]
+    opened.shows(view, figures.step(t, 0))
     opened.slide("columns quantized", 3, view)
-    assert opened.text(view) == figures.step(t, 3)[1]
+    opened.shows(view, figures.step(t, 3))
     opened.drag("columns quantized", 1.0, view)
-    assert opened.text(view) == figures.step(t, 32)[1]
+    opened.shows(view, figures.step(t, 32))
     opened.slide("columns quantized", -12, view)
     opened.slide("bits", -1, view)
-    assert opened.text(view) == figures.step(evaluate.trace(*layer, "int2-g32"), 20)[1]
+    opened.shows(view, figures.step(evaluate.trace(*layer, "int2-g32"), 20))
     opened.tick("largest inputs first", view)
-    assert opened.text(view) == figures.step(evaluate.trace(*layer, "int2-g32", act_order=True), 20)[1]
+    opened.shows(view, figures.step(evaluate.trace(*layer, "int2-g32", act_order=True), 20))
 
 
 def test_play_goes_on_to_the_last_column(opened, layer):
@@ -40,7 +40,7 @@ def test_play_goes_on_to_the_last_column(opened, layer):
     opened.play(view)
     opened.wait_for(view, "Step 32 of 32")
     assert opened.shown("columns quantized", view) == "32"
-    assert opened.text(view) == figures.step(evaluate.trace(*layer, "int2-g32", act_order=True), 32)[1]
+    opened.shows(view, figures.step(evaluate.trace(*layer, "int2-g32", act_order=True), 32))
 
 
 def test_the_quiz(opened):

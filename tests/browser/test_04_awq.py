@@ -26,16 +26,16 @@ def test_alpha_shows_the_error_of_the_search(opened, layer):
     w, x = layer
 
     def expected(grid, alpha):
-        return figures.alpha(w, x, grid, alpha, awq.search([w], x, grid))[1]
+        return figures.alpha(w, x, grid, alpha, awq.search([w], x, grid))
 
-    assert opened.text(view) == expected("int3-g128", 0.5)
+    opened.shows(view, expected("int3-g128", 0.5))
     opened.slide("alpha", -4, view)
     assert opened.shown("alpha", view) == "0.30"
-    assert opened.text(view) == expected("int3-g128", 0.3)
+    opened.shows(view, expected("int3-g128", 0.3))
     opened.slide("bits", 1, view)
-    assert opened.text(view) == expected("int4-g128", 0.3)
+    opened.shows(view, expected("int4-g128", 0.3))
     opened.drag("alpha", 0.0, view)
-    assert opened.text(view) == expected("int4-g128", 0.0)
+    opened.shows(view, expected("int4-g128", 0.0))
     assert "output error 100.0 % of RTN's" in opened.text(view)
 
 

@@ -90,20 +90,20 @@ def test_a_bit_shows_the_weights_that_it_can_change(opened, w):
 
 def test_the_search_trial_by_trial(opened, w):
     view = opened.explorer(0)
-    assert opened.text(view) == kquants.search(w[0, :32], 21)[1]
+    opened.shows(view, kquants.search(w[0, :32], 21))
     opened.slide("trials", -20, view)
     opened.slide("sub-block", 3, view)
-    assert opened.text(view) == kquants.search(w[0, 96:128], 1)[1]
+    opened.shows(view, kquants.search(w[0, 96:128], 1))
 
 
 def test_the_map_of_a_mix(opened, model):
     view = opened.explorer(1)
     llama = bandwidth.shapes.find_shape("llama-3.1-8b")
-    assert opened.text(view) == kquants.mix_map(mixes.plan(llama.tensors(), "Q4_K_M", llama.mix_model))[1]
+    opened.shows(view, kquants.mix_map(mixes.plan(llama.tensors(), "Q4_K_M", llama.mix_model), "Llama-3.1-8B, "))
     opened.choose("mix", "Q3_K_L", view)
-    assert opened.text(view) == kquants.mix_map(mixes.plan(llama.tensors(), "Q3_K_L", llama.mix_model))[1]
+    opened.shows(view, kquants.mix_map(mixes.plan(llama.tensors(), "Q3_K_L", llama.mix_model), "Llama-3.1-8B, "))
     opened.choose("model", "tiny", view)
-    assert opened.text(view) == kquants.mix_map(mix.plan(model, "Q3_K_L"))[1]
+    opened.shows(view, kquants.mix_map(mix.plan(model, "Q3_K_L"), "tiny, "))
 
 
 def test_the_quiz(opened):

@@ -15,10 +15,10 @@ def test_the_code_of_any_weight(opened):
         "23..20; GGUF Q4_0: blocks[2, 7] bits 7..4."
     )
     opened.slide("row (output)", 7, view)
-    assert opened.text(view) == on_disk.words((64, 64), 9, 21)[1]
+    opened.shows(view, on_disk.words((64, 64), 9, 21))
     opened.drag("column (input)", 1.0, view)
     assert opened.shown("column (input)", view) == "63"
-    assert opened.text(view) == on_disk.words((64, 64), 9, 63)[1]
+    opened.shows(view, on_disk.words((64, 64), 9, 63))
 
 
 def test_the_quiz(opened):

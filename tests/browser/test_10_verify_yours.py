@@ -10,12 +10,12 @@ pytestmark = pytest.mark.browser
 
 def test_the_bugs(opened):
     view = opened.explorer(0)
-    assert opened.text(view) == verify_yours.bug(0)[1]
+    opened.shows(view, verify_yours.bug(0))
     opened.slide("bug", 4, view)
     assert opened.shown("bug", view) == "4"
-    assert opened.text(view) == verify_yours.bug(4)[1]
+    opened.shows(view, verify_yours.bug(4))
     opened.tick("tell me what it does", view)
-    assert opened.text(view) == verify_yours.bug(4, told=True)[1]
+    opened.shows(view, verify_yours.bug(4, told=True))
     assert verify_yours.decoders()[4].wrong in opened.text(view)
 
 

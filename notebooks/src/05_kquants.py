@@ -246,6 +246,8 @@ table(("tiny", "bits a weight", "perplexity", "change"), lines)
 # It is the sign of a float16: scale times code changes its sign for all 256 weights, while the minimum stays. A code
 # of 0 hides it, so a single block may show fewer.
 # </details>
+#
+# ## Quiz
 
 # %%
 from refquant.widgets.quiz import Question, quiz

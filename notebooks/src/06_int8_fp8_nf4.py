@@ -244,6 +244,8 @@ table(("tiny", "perplexity", "change"), rows)
 # A column of inputs meets one column of weights: the product splits into two smaller dense products. Single numbers
 # would need a sparse product. It also works only because outliers keep to the same columns.
 # </details>
+#
+# ## Quiz
 
 # %%
 from refquant.widgets.quiz import Question, quiz

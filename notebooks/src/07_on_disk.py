@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 7. On disk: one set of weights, five programs
+# # 7. On disk: one set of weights, four layouts
 #
 # A method chooses codes and scales. A **format** says which bits of a file hold them. Formats differ where methods do
 # not: the same numbers can be written for GPTQ's readers, AWQ's, compressed-tensors' and llama.cpp's. After this
@@ -13,6 +13,7 @@
 # **zero-point** is the code that stands for 0. A Linear layer's matrix is [out, in].
 
 # %%
+import re
 import tempfile
 from pathlib import Path
 
@@ -216,10 +217,11 @@ Markdown(
 )
 
 # %% [markdown]
-# And one block of it, byte by byte, as `refquant inspect FILE --block` prints it:
+# And one block of it, byte by byte, as `refquant inspect FILE --block` prints it (there with every bit as well):
 
 # %%
-print("\n".join(inspect_file.block(read, "blk.0.attn_q.weight", 0).splitlines()[:14]))
+lines = inspect_file.block(read, "blk.0.attn_q.weight", 0).splitlines()[:14]
+print("\n".join(re.sub(r" +bits$| +([01]{8} ?)+$", "", line) for line in lines))
 
 # %%
 loaded, _ = models.load(str(file), backend="dense")
@@ -253,6 +255,8 @@ scratch.cleanup()
 # Its scales are [out, groups] with groups of equal size; there is no short last group. Try it with
 # <code>refquant convert</code>: the message says so.
 # </details>
+#
+# ## Quiz
 
 # %%
 from refquant.widgets.quiz import Question, quiz

@@ -20,7 +20,6 @@ from IPython.display import Markdown
 from refquant import claims
 from refquant.bandwidth import choose, devices, split, stack, weights
 from refquant.bandwidth.units import GIB, show_bytes
-from refquant.cli.choose import render
 from refquant.figures import choosing as figures
 from refquant.figures.style import picture
 from refquant.figures.text import ledger, table
@@ -85,10 +84,20 @@ answer = choose.choose("llama-3.1-8b", 24 * GIB, "gpu", "low", device=card)
 picture(*figures.options(answer))
 
 # %% [markdown]
-# The same as the command `refquant choose` prints it, with the reasons:
+# The reasons, with half of the memory and no loss accepted (`refquant choose` prints such a table, with sources):
 
 # %%
-print(render(choose.choose("llama-3.1-8b", 12 * GIB, "gpu", "lossless", device=card)))
+answer = choose.choose("llama-3.1-8b", 12 * GIB, "gpu", "lossless", device=card)
+rows = [
+    (
+        option.candidate.label,
+        show_bytes(option.total_bytes) if option.weight_bytes else "-",
+        "; ".join(option.rejected)
+        or f"will do, {option.tokens_per_second:.0f} tokens/s",
+    )
+    for option in (*answer.accepted, *answer.rejected)
+]
+table(("method", "in all", f"in {show_bytes(answer.memory)}"), rows, words=True)
 
 # %% [markdown]
 # Two things that the usual table of methods does not say:
@@ -115,10 +124,8 @@ ledger(
 # Quantizing the weights leaves the cache as it is, but makes more room for it.
 
 # %%
-dense, small = (
-    weights.store("llama-3.1-8b", "F16"),
-    weights.store("llama-3.1-8b", "int4-g128"),
-)
+dense = weights.store("llama-3.1-8b", "F16")
+small = weights.store("llama-3.1-8b", "int4-g128")
 room = card.memory - small.nbytes - split.RESERVE
 picture(*figures.paging("llama-3.1-8b", room, reserved=4096))
 
@@ -234,6 +241,9 @@ Markdown(
     + "; ".join(found)
     + ".\n\n</details>"
 )
+
+# %% [markdown]
+# ## Quiz
 
 # %%
 from refquant.widgets.quiz import Question, quiz

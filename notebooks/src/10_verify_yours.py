@@ -13,6 +13,8 @@
 # It runs offline; NumPy is all that the cases need. Block formats are told in notebook 5.
 
 # %%
+import textwrap
+
 import numpy as np
 from IPython.display import Markdown
 
@@ -69,7 +71,9 @@ picture(*figures.results(report))
 
 # %%
 failed = next(result for result in report.results if result.bad)
-print("\n".join(line[:150] for line in reports.failure(failed).splitlines()))
+for line in reports.failure(failed).splitlines():
+    columns = line.startswith(("  weight  ", "  expected  ", "  got  "))  # five of them
+    print(line[:78] if columns else textwrap.fill(line, 88, subsequent_indent="    "))
 
 # %% [markdown]
 # <details><summary>The bug</summary>
@@ -176,7 +180,9 @@ table(
 #
 # ```python
 # from refquant.verify.pytest_suite import conformance
-# test_conformance = conformance(my_package.decoders, only="gguf-decode", expect="expectations.toml")
+# test_conformance = conformance(
+#     my_package.decoders, only="gguf-decode", expect="expectations.toml"
+# )
 # ```
 #
 # ```sh
@@ -215,6 +221,8 @@ table(
 # Not by that. It is wrong if its largest error against float64 is more than twice that of a plain float32 loop, or if
 # anything is not finite.
 # </details>
+#
+# ## Quiz
 
 # %%
 from refquant.widgets.quiz import Question, quiz

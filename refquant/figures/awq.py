@@ -104,7 +104,8 @@ def clipping(shares, errors: np.ndarray) -> Figure:
     axes.axhline(1, color=style.GREY, linestyle="--", linewidth=1)
     axes.set(xlabel="limit / largest weight of the group", ylabel="output error / without clipping")
     axes.set_title("Clipping: five groups, each with its best limit")
-    axes.set_ylim(0, 2)
+    axes.set_yscale("log")
+    style.plain_log(axes.yaxis)
     axes.invert_xaxis()
     axes.grid(True)
     return figure

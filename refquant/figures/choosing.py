@@ -85,7 +85,7 @@ def by_layers(plans: list[split.Split]):
 def options(answer: choose.Choice):
     """Every candidate by size and loss: those that will do, and those that will not. Returns (Figure, text)."""
     figure, (left, right) = style.subplots(
-        1, 2, width=8.6, height=4.2, left=1.65, across=0.25, width_ratios=(3, 2), sharey=True
+        1, 2, width=8.6, height=4.2, left=1.65, across=0.5, width_ratios=(3, 2), sharey=True
     )
     limit = 100 * choose.LOSS[answer.loss]
     shown = sorted((*answer.accepted, *answer.rejected), key=lambda o: (o.total_bytes, o.candidate.label))
@@ -97,11 +97,14 @@ def options(answer: choose.Choice):
         left.barh(rows[some], [o.total_bytes / 1e9 for o in np.array(shown)[some]], color=colour, label=label)
         mark, shade = ("o", style.BLUE) if will_do else ("x", style.VERMILION)
         right.plot(np.maximum(losses[some], 0.01), rows[some], mark, color=shade, label=label, clip_on=False)
-    left.axvline(answer.memory / 1e9, color=style.VERMILION, linestyle="--", linewidth=1.4, label="memory")
+    largest = max(option.total_bytes for option in shown)
+    if answer.memory < 2 * largest:  # beyond, everything fits
+        left.axvline(answer.memory / 1e9, color=style.VERMILION, linestyle="--", linewidth=1.4, label="memory")
+        largest = max(largest, answer.memory)
     left.set_yticks(rows, [option.candidate.label for option in shown])
     left.invert_yaxis()
-    left.set(xlabel="GB: weights, KV cache, workspace", xlim=(0, max(o.total_bytes for o in shown) / 1e9 * 1.05))
-    left.legend(loc="upper right")
+    left.set(xlabel="GB: weights, KV cache, workspace", xlim=(0, largest / 1e9 * 1.05))
+    left.legend(loc="upper right", frameon=True, framealpha=1, edgecolor="white")  # before the memory's line
     right.set(xscale="log", xlim=(0.01, 100), xlabel="perplexity increase, %")
     right.set_xticks([0.01, 0.1, 1, 10, 100], ["≤0.01", "0.1", "1", "10", "100"])
     right.minorticks_off()

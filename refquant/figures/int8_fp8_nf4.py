@@ -43,9 +43,10 @@ def decomposition(x: np.ndarray, w: np.ndarray, threshold: float = 6.0, times: f
     if threshold:
         left.axhline(threshold, color=style.GREY, linestyle="--", linewidth=1.2)
     left.set(xlabel="input column", ylabel="largest |x|", yscale="log", title="Which columns are set apart")
+    style.plain_log(left.yaxis)
     left.legend(loc="upper center", ncols=2, bbox_to_anchor=(0.75, 1.16))
-    right.bar(["all in\n8 bits", "split"], [plain, error], color=[style.SKY, style.VERMILION])
-    right.set(yscale="log", ylabel="output error", title="Error")
+    right.bar(["all in\n8 bits", "split"], [100 * plain, 100 * error], color=[style.SKY, style.VERMILION])
+    right.set(ylabel="squared output error, %", title="Error")
     text = (
         f"Threshold {threshold:g}: {int(apart.sum())} of {len(apart)} columns set apart; output error {error:.3g}, "
         f"without decomposition {plain:.3g}."
@@ -89,8 +90,8 @@ def relative_errors():
     found = {}
     for name, encode, line in (
         ("INT8", lambda v: np.rint(v * 127) / 127, "-"),
-        ("E4M3", lambda v: E4M3.decode(E4M3.encode(v * np.float32(448))) / 448, "-"),
-        ("E5M2", lambda v: E5M2.decode(E5M2.encode(v * np.float32(57344))) / 57344, "-"),
+        ("E4M3", lambda v: E4M3.decode(E4M3.encode(v * np.float32(448))) / 448, "--"),
+        ("E5M2", lambda v: E5M2.decode(E5M2.encode(v * np.float32(57344))) / 57344, "-."),
     ):
         error = np.abs(encode(x) - x) / x
         worst = np.maximum.reduceat(error, np.arange(0, len(x), 40))  # the envelope of the saw teeth
@@ -117,7 +118,7 @@ def normal_levels(w: np.ndarray, block: int = 64):
     left.plot(line, [NormalDist(0, sigma).pdf(v) for v in line], color=style.BLACK, linewidth=1.2, label="normal")
     left.vlines(NF4.values, 0, 1, transform=left.get_xaxis_transform(), color=style.VERMILION, linewidth=1)
     left.set(xlabel="weight / largest of its block", ylabel="density", title=f"Blocks of {block}")
-    left.legend(loc="upper right")
+    left.legend(loc="upper right", frameon=True, framealpha=1, edgecolor="white", borderpad=0.2)
     right.bar(range(16), 100 * used, color=style.BLUE)
     right.set_xticks(range(0, 16, 3))
     right.axhline(100 / 16, color=style.GREY, linestyle="--", linewidth=1.2)

@@ -1,12 +1,13 @@
 """Figures: drawn from the data given, readable on any theme, quick, and without a trace in matplotlib's settings."""
 
+import dataclasses
 import io
 
 import matplotlib
 import numpy as np
 from PIL import Image
 
-from refquant import evaluate
+from refquant import compare, evaluate
 from refquant.bandwidth import devices, weights
 from refquant.figures import awq, bandwidth, gptq, rounding, start, style
 from refquant.methods import awq as methods_awq
@@ -137,3 +138,17 @@ def test_the_other_figures_are_drawn_from_their_data():
         assert (image[..., 3] == 255).all()
         assert image[..., :3].std() > 5, "something is drawn"
         assert all(axes.get_xlabel() or axes.get_ylabel() for axes in figure.axes)
+
+
+def test_every_method_of_a_table_is_drawn_at_its_bits_and_perplexity():
+    numbers = [(f"m{i}", f"M{i} int4", 4.0 + i / 10, 12.0 + i, 0.1) for i in range(9)]  # more than there are colours
+    line = dict.fromkeys((field.name for field in dataclasses.fields(compare.Line)), None)
+    names = ("method", "label", "bits_per_weight", "perplexity", "perplexity_change_stderr")
+    base = compare.Line(**line | {"method": "none", "label": "Unquantized", "perplexity": 11.5})
+    lines = [base, *(compare.Line(**line | dict(zip(names, row, strict=True))) for row in numbers)]
+    table = compare.Table("tiny", "llama.cpp", 512, 8, "text", "text", 0, [], {}, lines)
+    axes = start.frontier(table).axes[0]
+    shown = {box.get_label(): box.lines[0].get_xydata().tolist() for box in axes.containers}
+    assert shown == {f"M{i}": [[4.0 + i / 10, 12.0 + i]] for i in range(9)}
+    assert axes.get_lines()[0].get_ydata()[0] == 11.5
+    assert axes.get_title(loc="left") == "tiny: what each bit buys"

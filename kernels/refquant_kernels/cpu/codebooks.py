@@ -18,7 +18,7 @@ from refquant.codebooks import NF4
 from refquant.grids import as_grid
 from refquant.quantized import Quantized
 from refquant_kernels.cpu.compile import PRODUCT, aligned, in_pieces, inlined, kernel
-from refquant_kernels.cpu.int_grids import FEW, PANEL, PIECE, group_ranges, out_of_order
+from refquant_kernels.cpu.int_grids import FEW, PANEL, PIECE, group_ranges, load_before, out_of_order, store_before
 from refquant_kernels.cpu.machine import pick, prefetch, sum_lanes
 from refquant_kernels.cpu.simd import (
     LANES,
@@ -226,15 +226,14 @@ def fp8_value(data, at, fraction, power, limit, alone):
 def fp8_encode(w, scales, shared, k, size, fraction, bias, largest, fnuz, first, last, out):
     """Codes of rows first .. last - 1: nearest(w / scale), ties to the even code, saturating."""
     groups = -(-k // size)
-    row, codes = np.zeros(k + LANES, np.float32), np.empty(k + LANES, np.uint8)
+    room, codes = np.zeros(LANES, np.float32), np.empty(LANES, np.uint8)
     shift, lowest = 23 - fraction, i32((127 - bias) << fraction)
     magic = f32(2.0 ** (24 - bias - fraction))  # its last place is the step of the subnormals
     for r in range(first, last):
-        row[:k] = w[r * k : (r + 1) * k]
         for g in range(groups):
-            scale = splat(scales[r // shared * groups + g])
-            for i in range(g * size, min(k, (g + 1) * size), LANES):  # may run over into the next group, which follows
-                v = load(row, i) / scale
+            scale, end = splat(scales[r // shared * groups + g]), r * k + min(k, (g + 1) * size)
+            for i in range(r * k + g * size, end, LANES):
+                v = load_before(w, i, end, room) / scale
                 size_bits = bits(v) & 0x7FFF_FFFF
                 a = from_bits(size_bits)
                 odd = shift_right(size_bits, splat_int(shift)) & 1
@@ -244,22 +243,25 @@ def fp8_encode(w, scales, shared, k, size, fraction, bias, largest, fnuz, first,
                 sign = shift_right(bits(v), splat_int(24)) & 0x80
                 if fnuz:
                     sign = select(code == 0, splat_int(0), sign)
-                store(codes, i, code | sign)
-        out[r * k : (r + 1) * k] = codes[:k]
+                store_before(out, i, end, code | sign, codes)
 
 
 @kernel()
 def fp8_decode(data, scales, shared, k, size, fraction, power, limit, alone, first, last, out):
     """Weights of rows first .. last - 1, to row r - first of out."""
     groups = -(-k // size)
-    row, codes = np.empty(k + LANES, np.float32), np.zeros(k + LANES, np.uint8)
+    room, codes = np.empty(LANES, np.float32), np.zeros(LANES, np.uint8)
     for r in range(first, last):
-        codes[:k] = data[r * k : (r + 1) * k]
         for g in range(groups):
-            scale = splat(scales[r // shared * groups + g])
-            for i in range(g * size, min(k, (g + 1) * size), LANES):  # may run over, as above
-                store(row, i, fp8_value(codes, i, fraction, power, limit, alone) * scale)
-        out[(r - first) * k : (r - first + 1) * k] = row[:k]
+            scale, i, end = splat(scales[r // shared * groups + g]), r * k + g * size, r * k + min(k, (g + 1) * size)
+            while i + LANES <= end:
+                store(out, i - first * k, fp8_value(data, i, fraction, power, limit, alone) * scale)
+                i += LANES
+            if i < end:
+                for j in range(end - i):
+                    codes[j] = data[i + j]
+                v = fp8_value(codes, 0, fraction, power, limit, alone) * scale
+                store_before(out, i - first * k, end - first * k, v, room)
 
 
 @kernel()

@@ -16,11 +16,11 @@ from refquant.methods import llm_int8
 from refquant.quantized import Quantized
 from refquant_kernels.cpu.codebooks import peaks
 from refquant_kernels.cpu.compile import PRODUCT, in_pieces, kernel
-from refquant_kernels.cpu.int_grids import PIECE
+from refquant_kernels.cpu.int_grids import PIECE, load_before, store_before
 from refquant_kernels.cpu.lanes import MAGIC, from_float16, to_float16
 from refquant_kernels.cpu.machine import SIGNED_EXCESS, dot_signed, load_words, prefetch, sum_lanes_int
 from refquant_kernels.cpu.matmul_int8_blocks import padded
-from refquant_kernels.cpu.simd import LANES, load, load_signed, select, splat, splat_int, store, to_float, to_int
+from refquant_kernels.cpu.simd import LANES, load_signed, select, splat, splat_int, store, to_float, to_int
 
 AHEAD = 4096  # bytes
 TOKENS = 8  # whose codes stay in the cache while the rows pass
@@ -30,14 +30,14 @@ f32 = np.float32
 @kernel()
 def int8_encode(w, factors, k, first, last, out):
     """Codes of rows first .. last - 1: w rounded to float16, times the row's factor, to the nearest in -127..127."""
-    row, codes = np.zeros(k + LANES, np.float32), np.empty(k + LANES, np.uint8)
+    room, codes = np.zeros(LANES, np.float32), np.empty(LANES, np.uint8)
     for r in range(first, last):
-        row[:k] = w[r * k : (r + 1) * k]
-        for i in range(0, k, LANES):
-            v = (from_float16(to_float16(load(row, i))) * splat(factors[r]) + MAGIC) - MAGIC
+        end = (r + 1) * k
+        for i in range(r * k, end, LANES):
+            v = from_float16(to_float16(load_before(w, i, end, room)))
+            v = (v * splat(factors[r]) + MAGIC) - MAGIC
             v = select(v < -127.0, splat(-127.0), select(v > 127.0, splat(127.0), v))
-            store(codes, i, to_int(v))
-        out[r * k : (r + 1) * k] = codes[:k]
+            store_before(out, i, end, to_int(v), codes)
 
 
 @kernel()

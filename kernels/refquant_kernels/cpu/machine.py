@@ -315,9 +315,7 @@ def _pick_of_32(context, builder, sig, low, high, index):
 
 
 pick_of_32 = _function(F, [F, F, I], _pick_of_32)
-pick_of_32.__doc__ = (
-    """pick_of_32(low, high, I) -> F: lane i is index[i] % 32 in two tables; only where HAS_PICK."""
-)
+pick_of_32.__doc__ = """pick_of_32(low, high, I) -> F: lane i is index[i] % 32 in two tables; only where HAS_PICK."""
 
 
 def _look_up_bytes(context, builder, sig, table, index):

@@ -70,25 +70,23 @@ def group_ranges(w, k, size, first, last, low, high):
             low[r * groups + g], high[r * groups + g] = a, b
 
 
-@inlined
-def load_before(a, i, end, room):
-    """F: elements i .. i + 15 of those before `end`, then zeros, or what `room` had: sixteen of its kind."""
-    if i + LANES <= end:
-        return load(a, i)
-    for j in range(end - i):
+# A function that takes arrays and branches costs Numba two calls to count references: not for the inside of a loop.
+
+
+@helper
+def load_first(a, i, count, room):
+    """F: `count` elements from i on, then what `room`, sixteen of their kind, had."""
+    for j in range(count):
         room[j] = a[i + j]
     return load(room, 0)
 
 
-@inlined
-def store_before(a, i, end, value, room):
-    """Store a vector to elements i .. i + 15 of those before `end`."""
-    if i + LANES <= end:
-        store(a, i, value)
-    else:
-        store(room, 0, value)
-        for j in range(end - i):
-            a[i + j] = room[j]
+@helper
+def store_first(a, i, count, value, room):
+    """Store the first `count` lanes to elements from i on."""
+    store(room, 0, value)
+    for j in range(count):
+        a[i + j] = room[j]
 
 
 @helper
@@ -114,6 +112,16 @@ def pack_codes(codes, bits, count, out, at):
                 out[at + start + j] = np.uint8(word >> np.uint64(8 * j) & np.uint64(255))
 
 
+@inlined
+def nearest_code(v, scale, zero, top):
+    """I: clip(round(v / scale) + zero, 0, top)."""
+    v = v / scale
+    v = select(v < -FAR, splat(-FAR), select(v > FAR, splat(FAR), v))
+    v = ((v + MAGIC) - MAGIC) + zero
+    v = select(v > 0.0, v, splat(0.0))
+    return to_int(select(v < top, v, splat(top)))
+
+
 @kernel()
 def encode_rows(w, scales, zeros, k, size, bits, first, last, out):
     """Codes of rows first .. last - 1, packed: clip(round(w / scale) + zero, 0, 2^bits - 1)."""
@@ -122,12 +130,12 @@ def encode_rows(w, scales, zeros, k, size, bits, first, last, out):
     for r in range(first, last):
         for g in range(groups):
             scale, zero = splat(scales[r * groups + g]), splat(zeros[r * groups + g])
-            for i in range(g * size, min(k, (g + 1) * size), LANES):  # may run over into the next group, which follows
-                v = load_before(w, r * k + i, r * k + k, room) / scale
-                v = select(v < -FAR, splat(-FAR), select(v > FAR, splat(FAR), v))
-                v = ((v + MAGIC) - MAGIC) + zero
-                v = select(v > 0.0, v, splat(0.0))
-                store(codes, i, to_int(select(v < top, v, splat(top))))
+            i, end = g * size, min(k, (g + 1) * size)
+            while i + LANES <= end:
+                store(codes, i, nearest_code(load(w, r * k + i), scale, zero, top))
+                i += LANES
+            if i < end:  # runs over into the next group, which follows
+                store(codes, i, nearest_code(load_first(w, r * k + i, end - i, room), scale, zero, top))
         codes[k:] = 0
         pack_codes(codes, bits, k, out, r * row_bytes)
 
@@ -226,9 +234,11 @@ def decode_rows(data, scales, width, zeros, g_idx, k, size, bits, first, last, o
                     i += 2 * LANES
                 if i < end:
                     unpack_codes(data, r * row_bytes + i // 2, bits, end - i, codes[i:])
-            while i < end:
-                store_before(out, start + i, start + end, (to_float(load(codes, i)) - zero) * scale, room)
+            while i + LANES <= end:
+                store(out, start + i, (to_float(load(codes, i)) - zero) * scale)
                 i += LANES
+            if i < end:
+                store_first(out, start + i, end - i, (to_float(load(codes, i)) - zero) * scale, room)
 
 
 def as_stored(q):

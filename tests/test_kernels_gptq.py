@@ -55,16 +55,18 @@ def test_a_hessian_that_cannot_be_factored_is_damped_like_the_references():
 
 
 def test_the_factor():
-    """U is upper triangular, and U^T U the inverse, to float64's precision."""
-    from refquant_kernels.cpu.gptq import inverse_factor
+    """R is upper triangular, R R^T the damped Hessian, and its inverse the reference's factor, in float64."""
+    from refquant_kernels.cpu.gptq import factor, invert_upper
 
     _, H = layer(1, 300, 600)
     H = H.astype(np.float64) + np.eye(300)
-    U, damp = inverse_factor(H, 0.01)
+    R, damp = factor(H, 0.01)
+    np.testing.assert_array_equal(R, np.triu(R))
+    damped = H + damp * np.diag(H).mean() * np.eye(300)
+    np.testing.assert_allclose(R @ R.T, damped, rtol=0, atol=1e-12 * damped.max())
+    U = invert_upper(R)
     np.testing.assert_array_equal(U, np.triu(U))
     np.testing.assert_allclose(U, gptq.inverse_factor(H, 0.01)[0], rtol=0, atol=1e-12 * np.abs(U).max())
-    damped = H + damp * np.diag(H).mean() * np.eye(300)
-    np.testing.assert_allclose(U.T @ U @ damped, np.eye(300), atol=1e-9)
 
 
 def test_the_number_of_threads_does_not_show():

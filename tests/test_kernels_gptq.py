@@ -69,6 +69,19 @@ def test_the_factor():
     np.testing.assert_allclose(U, gptq.inverse_factor(H, 0.01)[0], rtol=0, atol=1e-12 * np.abs(U).max())
 
 
+@pytest.mark.parametrize("k", [1, 255, 256, 600])
+def test_the_factorization_by_panels(k):
+    from refquant_kernels.cpu.gptq import cholesky
+
+    _, H = layer(1, k, 2 * k)
+    A = H.astype(np.float64) + np.eye(k)
+    want = np.linalg.cholesky(A)
+    np.testing.assert_allclose(cholesky(A.copy()), want, rtol=0, atol=1e-13 * np.abs(want).max())
+    A[-1, -1] = -1
+    with pytest.raises(np.linalg.LinAlgError):
+        cholesky(A)
+
+
 def test_the_number_of_threads_does_not_show():
     before = numba.get_num_threads()
     w, H = layer(300, 256, 512)

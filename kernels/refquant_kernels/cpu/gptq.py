@@ -36,6 +36,7 @@ from refquant_kernels.cpu.compile import in_pieces, kernel
 from refquant_kernels.cpu.lanes import MAGIC
 from refquant_kernels.cpu.simd import LANES, load, select, splat, store, to_int
 
+PANEL = 256  # columns of a factor that are finished together
 LEAF = 64  # columns of a triangle that is inverted whole
 SPREAD = 1e10  # of the factor's squared diagonal; beyond it the reference's second factorization may fail
 FAR = np.float32(1024)
@@ -59,12 +60,28 @@ def invert_upper(R: np.ndarray) -> np.ndarray:
     return L[::-1, ::-1]
 
 
+def cholesky(A: np.ndarray) -> np.ndarray:
+    """Turn a symmetric matrix, in place, into its lower factor; raise `LinAlgError` where it is not positive definite.
+
+    Panel after panel, each first rid of what is left of it: nearly all of it is one product each, which BLAS does at
+    twice the speed of LAPACK's factorization as NumPy comes with it.
+    """
+    for j in range(0, len(A), PANEL):
+        panel, diagonal = A[j:, j : j + PANEL], A[j : j + PANEL, j : j + PANEL]
+        panel -= A[j:, :j] @ A[j : j + PANEL, :j].T
+        diagonal[:] = np.linalg.cholesky(diagonal)
+        below = panel[PANEL:]
+        below[:] = below @ np.linalg.inv(diagonal).T
+        A[j : j + PANEL, j + PANEL :] = 0
+    return A
+
+
 def factor(H: np.ndarray, damp: float) -> tuple[np.ndarray, float]:
     """R, float64 upper, with R R^T = H + damp mean(diag H) I; and the damping, as the reference."""
     damped = np.array(H[::-1, ::-1], order="C")
     damped.reshape(-1)[:: len(H) + 1] += damp * np.diag(H).mean()
     try:
-        L = np.linalg.cholesky(damped)
+        L = cholesky(damped)
         size = np.abs(np.diag(L))
         if size.max() ** 2 < SPREAD * size.min() ** 2:
             return L[::-1, ::-1], damp

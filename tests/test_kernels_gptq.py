@@ -54,13 +54,24 @@ def test_a_hessian_that_cannot_be_factored_is_damped_like_the_references():
         gptq.quantize(w, -hilbert, "int4-row", backend="numba")
 
 
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_hessian_too_near_singular_for_the_short_way(options, monkeypatch):
+    """The reference's factor, in the loop of this one."""
+    from refquant_kernels.cpu import gptq as fast
+
+    w, H = layer(40, 256, 512)
+    monkeypatch.setattr(fast, "SPREAD", 0)
+    got = gptq.quantize(w, H, "int4-g128", backend="numba", **options)
+    assert_same_but_for_near_ties(got, gptq.quantize(w, H, "int4-g128", **options))
+
+
 def test_the_factor():
     """R is upper triangular, R R^T the damped Hessian, and its inverse the reference's factor, in float64."""
     from refquant_kernels.cpu.gptq import factor, invert_upper
 
     _, H = layer(1, 300, 600)
     H = H.astype(np.float64) + np.eye(300)
-    R, damp = factor(H, 0.01)
+    R, _, damp = factor(H, 0.01)
     np.testing.assert_array_equal(R, np.triu(R))
     damped = H + damp * np.diag(H).mean() * np.eye(300)
     np.testing.assert_allclose(R @ R.T, damped, rtol=0, atol=1e-12 * damped.max())

@@ -76,19 +76,19 @@ def cholesky(A: np.ndarray) -> np.ndarray:
     return A
 
 
-def factor(H: np.ndarray, damp: float) -> tuple[np.ndarray, float]:
-    """R, float64 upper, with R R^T = H + damp mean(diag H) I; and the damping, as the reference."""
+def factor(H: np.ndarray, damp: float) -> tuple[np.ndarray, np.ndarray | None, float]:
+    """R, float64 upper, with R R^T = H + damp mean(diag H) I; U where the reference made it; the damping, as there."""
     damped = np.array(H[::-1, ::-1], order="C")
     damped.reshape(-1)[:: len(H) + 1] += damp * np.diag(H).mean()
     try:
         L = cholesky(damped)
         size = np.abs(np.diag(L))
         if size.max() ** 2 < SPREAD * size.min() ** 2:
-            return L[::-1, ::-1], damp
+            return L[::-1, ::-1], None, damp
     except np.linalg.LinAlgError:
         pass
     U, damp = gptq.inverse_factor(H, damp)  # which raises the damping
-    return invert_upper(U), damp
+    return invert_upper(U), U, damp
 
 
 @kernel()
@@ -151,7 +151,7 @@ def quantize(w, H, grid, block_size, damp, act_order, static_groups, group_param
         W, H = W[:, order], H[order][:, order]
     if static_groups:
         group = group[order]
-    R, damp = factor(H, damp)
+    R, U, damp = factor(H, damp)
     R32 = R.astype(np.float32)
 
     rows = -(-n // LANES) * LANES  # W1 and what belongs to it are padded to whole groups of sixteen rows
@@ -164,7 +164,8 @@ def quantize(w, H, grid, block_size, damp, act_order, static_groups, group_param
             fitted[group[0]] = grid.fit(W[:, : bounds[1]])
             open_groups = [g for g in open_groups if fitted[g] is None]
         width = max([i2] + [bounds[g + 1] for g in open_groups]) - i1  # the block, and what its groups have after it
-        U1 = invert_upper(R[i1 : i1 + width, i1 : i1 + width]).astype(np.float32)
+        square = slice(i1, i1 + width), slice(i1, i1 + width)
+        U1 = (invert_upper(R[square]) if U is None else U[square]).astype(np.float32)
         updated = W[:, i1 : i1 + width] + (D[:, :i1] @ R32[:i1, i1 : i1 + width]) @ U1
         B = i2 - i1
         W1, Err1 = np.zeros((rows, B), np.float32), np.zeros((rows, B), np.float32)

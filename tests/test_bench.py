@@ -150,3 +150,16 @@ def test_what_there_was_no_time_for_is_told(small, capsys):
 def test_more_threads_than_there_are_is_refused(small):
     with pytest.raises(BadInput, match="threads 1000"):
         cpu.measure(small("--formats", "Q8_0", "--operations", "matmul", "--threads", "1000"))
+
+
+def test_the_recorded_table_is_that_of_the_recorded_measurements(tmp_path):
+    """kernels/README.md is generated, not typed."""
+    from pathlib import Path
+
+    from refquant.bench import gpu_report
+
+    kernels = Path(__file__).resolve().parents[1] / "kernels"
+    result = json.loads((kernels / "cpu.json").read_text())
+    assert gpu_report.without_gpu_part((kernels / "README.md").read_text()) == report.markdown(result)
+    places = {(row["operation"], row["format"], row["place"], row["threads"]) for row in result["rows"]}
+    assert {("matmul_int8", "Q6_K", "memory", 2), ("matmul", "int4-g128", "memory", 1)} <= places

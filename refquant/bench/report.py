@@ -51,13 +51,15 @@ def markdown(result: dict) -> str:
         f"{versions['numba']}, {result['date']}. "
         "Ratio: ours to theirs, above 1 is faster. GB/s: the least bytes that the operation must move, per second; of "
         "memory: of what the fastest of three plain readers got. torch: `mv` in float32 and bfloat16, "
-        "`_weight_int4pack_mm_for_cpu` with bfloat16 activations, and gptq.py as published. "
+        "`_weight_int4pack_mm_for_cpu` with bfloat16 activations, and the published GPTQ, restated. "
         "Products: one token; ggml's have activations of 8 bits throughout, ours in `matmul` float32; F32 is NumPy's "
-        "BLAS. Spread: between the quartiles.",
+        "BLAS. Spread: between the quartiles. [roofline_cpu.png](roofline_cpu.png): the products beyond the cache.",
         "",
         "| " + " | ".join(HEADER) + " |",
         "|" + "---|" * LEFT + "---:|" * (len(HEADER) - LEFT),
     ]
+    if "note" in result:
+        lines[2] += f" {result['note'][0].upper()}{result['note'][1:]}"
     if result["left_out"]:
         lines.insert(3, f"Left out for want of time: {result['left_out']} measurements.\n")
     return "\n".join(

@@ -128,17 +128,19 @@ def search(
     return Result(s, float(alphas[best]), alphas, errors, limits)
 
 
-def output_errors(ws, x, grid, candidates, forward=None, rounded=rtn.rounded) -> np.ndarray:
-    """Mean squared change of the output for each of the candidate scales, float64; infinite beyond float16.
+def candidate(w: np.ndarray, s: np.ndarray, grid) -> np.ndarray:
+    """W' = round(W s) / s: the layer, float32 [n, k], that the scales s [k] would leave."""
+    return rtn.rounded(w * s, grid) / s
 
-    `rounded(w, grid)` may be a faster `rtn.rounded`.
-    """
+
+def output_errors(ws, x, grid, candidates, forward=None, candidate=candidate) -> np.ndarray:
+    """Mean squared change of the output for each of the candidate scales, float64; infinite beyond float16."""
     forward = forward or (lambda ws: np.concatenate([x @ w.T for w in ws], axis=1))
     before = np.asarray(forward(ws), np.float64)
     errors = np.full(len(candidates), np.inf)
     for i, s in enumerate(candidates):
         try:
-            after = forward([rounded(w * s, grid) / s for w in ws])
+            after = forward([candidate(w, s, grid) for w in ws])
         except BadInput:  # a group's scale beyond float16
             continue
         errors[i] = np.square(np.asarray(after, np.float64) - before).mean()

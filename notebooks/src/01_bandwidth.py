@@ -110,8 +110,8 @@ for name in formats:
     blocks = rq.quantize(some, name).arrays["blocks"]
     matrices[name] = rq.Quantized.from_bytes(np.tile(blocks, (32, 1)), name, shape)
 Markdown(
-    f"{here.title}: **{here.bandwidth / 1e9:.1f} · 10⁹** bytes a second. The matrix has "
-    f"{np.prod(shape) / 1e6:.1f} million weights."
+    f"{here.title}: **{here.bandwidth / 1e9:.1f} · 10⁹** bytes a second. The matrix "
+    f"has {np.prod(shape) / 1e6:.1f} million weights."
 )
 
 # %%

@@ -98,7 +98,7 @@ first, second = (
 _, zero = rq.as_grid(q.format).fit(w[:1, :32])
 Markdown(
     f"Version 1: `{int(first) & 0xFFFFFFFF:#010x}`, version 2: "
-    f"`{int(second) & 0xFFFFFFFF:#010x}`; the zero-point of each group is {int(zero[0])}."
+    f"`{int(second) & 0xFFFFFFFF:#010x}`; the zero-point of a group is {int(zero[0])}."
 )
 
 # %%

@@ -55,6 +55,10 @@ class StripsLinear:
         """Write silu(a) b to y, where a and b are the product with h / rms(h) * weight: eight rows of a, eight of b."""
         products.gemv(self.strips, h, y, made_by={"INPUT": "I_NORM", "GATE": 1}, extra=weight)
 
+    def joined(self, halves, h) -> None:
+        """Add the product with what `attend` left to h."""
+        products.gemv(self.strips, halves, h, made_by={"INPUT": "I_HALVES", "ADD": 1})
+
     def added(self, x, h) -> None:
         """Add the product with x to h."""
         products.gemv(self.strips, x, h, made_by={"ADD": 1})
@@ -96,7 +100,8 @@ class Decoder:
         sizes = {"x": s.width, "qkv": fused, "attended": s.heads * 128, "more": s.width, "gated": s.hidden}
         sizes |= {"both": 2 * s.hidden, "logits": s.vocabulary}
         self.buffers = {name: torch.zeros(1, size, **half) for name, size in sizes.items()}
-        self.kernels = {name: launch.load("decoder.cu", name) for name in ("normalize", "attend", "gate")}
+        self.halves = torch.zeros(2 * s.heads * 130, **half)  # a float32 is two of them
+        self.kernels = {name: launch.load("decoder.cu", name) for name in ("normalize", "attend", "join", "gate")}
         self.graph = None
 
     def _normalize(self, weight, add: bool):
@@ -125,7 +130,7 @@ class Decoder:
         b, (qkv, o, gate_up, down) = self.buffers, layer["linears"]
         qkv.normalized(self.h, layer["norms"][0], b["qkv"])
         self._attend(layer["caches"])
-        o.added(b["attended"], self.h)
+        o.joined(self.halves, self.h)
         gate_up.gated(self.h, layer["norms"][1], b["gated"])
         down.added(b["gated"], self.h)
 
@@ -135,6 +140,7 @@ class Decoder:
         self._normalize(layer["norms"][0], add=not first)
         qkv(b["x"], b["qkv"])
         self._attend(layer["caches"])
+        self.kernels["join"]((s.heads, 1, 1), (128, 1, 1), self.halves, b["attended"], s.heads, overlap=True)
         o(b["attended"], b["more"])
         self._normalize(layer["norms"][1], add=True)
         gate_up(b["x"], b["both"])
@@ -144,8 +150,8 @@ class Decoder:
 
     def _attend(self, caches):
         s, b = self.shape, self.buffers
-        args = (b["qkv"], self.cosine, self.sine, *caches, self.position, b["attended"], s.heads, s.kv_heads, s.places)
-        self.kernels["attend"]((s.heads, 1, 1), (256, 1, 1), *args, shared=4 * s.places, overlap=True)
+        args = (b["qkv"], self.cosine, self.sine, *caches, self.position, self.halves, s.heads, s.kv_heads, s.places)
+        self.kernels["attend"]((2 * s.heads, 1, 1), (256, 1, 1), *args, shared=2 * s.places + 8, overlap=True)
 
     def capture(self):
         """Record the step as a CUDA graph and return it; `replay()` is one token."""

@@ -30,13 +30,6 @@
 #define Y float
 #endif
 
-__device__ __forceinline__ void mma_first(float d[4], const unsigned a[4], uint2 b) {  // d = a b
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%10, %10, %10, %10};"
-        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y), "f"(0.0f));
-}
-
 // Two tiles of 8 tokens (or one) by the 16 columns of a step, as mma.sync wants its second operand.
 template <int TWO>
 __device__ __forceinline__ void load_matrices(uint2* b, const unsigned char* row) {
@@ -201,11 +194,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
                     for (int v = 0; v < RT; v++) {
                         const unsigned char* row = mine + v * RECORD + r * HEADER;
-                        float scale[2], minimum[2];
-                        scales_of(row, j & ~1, scale, minimum);
-                        float low = UNIT * (j & 1 ? scale[1] : scale[0]), low_min = j & 1 ? minimum[1] : minimum[0];
-                        scales_of(row + 8 * HEADER, j & ~1, scale, minimum);
-                        float high = UNIT * (j & 1 ? scale[1] : scale[0]), high_min = j & 1 ? minimum[1] : minimum[0];
+                        float low, low_min, high, high_min;
+                        scale_of(row, 0, j, low, low_min), scale_of(row + 8 * HEADER, 1, j, high, high_min);
 #pragma unroll
                         for (int c = 0; c < NT; c++) {
                             float* d = total[v][c];

@@ -183,11 +183,8 @@ extern "C" __global__ void __launch_bounds__(128 * WGS + 32, 1)
             if ((c + 1) * CHUNK % (SUB / 16) == 0) {
                 int j = 16 * c * CHUNK / SUB;
                 const unsigned char* row = mine + r * HEADER;
-                float scale[2], minimum[2];
-                scales_of(row, j & ~1, scale, minimum);
-                float low = UNIT * scale[j & 1], low_min = minimum[j & 1];
-                scales_of(row + 8 * HEADER, j & ~1, scale, minimum);
-                float high = UNIT * scale[j & 1], high_min = minimum[j & 1];
+                float low, low_min, high, high_min;
+                scale_of(row, 0, j, low, low_min), scale_of(row + 8 * HEADER, 1, j, high, high_min);
 #pragma unroll
                 for (int v = 0; v < TOKENS / 8; v++) {
                     float *d = total + 4 * v, *p = part + 4 * v;

@@ -16,8 +16,9 @@
 // v5  v4 launched with overlap=True          the first records of the next launch are fetched while this one ends.
 //
 // A model's decode step saves launches when a product takes in what lies between it and the one before: INPUT says what x
-// is made of (I_NORM: h / rms(h) * extra, from float32 h: every block does it for itself), with ADD the result is added to
-// y, and with GATE the rows are eight of a and eight of b in turn, and y [n / 2] is silu(a) b: both are in one strip.
+// is made of (I_NORM: h / rms(h) * extra, from float32 h; I_HALVES: two halves of an attention; every block does it for
+// itself), with ADD the result is added to y, and with GATE the rows are eight of a and eight of b in turn, and y [n / 2]
+// is silu(a) b: both are in one strip.
 //
 // bfloat16 activations become float16 with a power of two, which is exact for all that lies within 2^-29 of the largest
 // (and in float32's last bits for the rest), so that one kind of tensor-core instruction serves both.
@@ -25,7 +26,7 @@
 // compile with: -DX=f16 -DY=float -DIS_BF16=0 -DBITS=4 -DSUB=128 -DHEADER=6 -DVALUE=V_ZERO -DZEROS=4 -DSCALE=S_F16
 // compile with: -DX=bf16 -DY=bf16 -DY_HALF=1 -DIS_BF16=1 -DBITS=4 -DSUB=32 -DHEADER=16 -DVALUE=V_OFFSET -DOFFSET=0 -DSCALE=S_Q4_K
 // compile with: -DX=float -DY=f16 -DY_HALF=1 -DIS_BF16=0 -DINPUT=I_NORM -DGATE=1 -DBITS=4 -DSUB=32 -DHEADER=16 -DVALUE=V_OFFSET -DOFFSET=0 -DSCALE=S_Q4_K
-// compile with: -DX=f16 -DY=float -DIS_BF16=0 -DADD=1 -DBITS=4 -DSUB=128 -DHEADER=6 -DVALUE=V_ZERO -DZEROS=4 -DSCALE=S_F16
+// compile with: -DX=f16 -DY=float -DIS_BF16=0 -DINPUT=I_HALVES -DADD=1 -DBITS=4 -DSUB=128 -DHEADER=6 -DVALUE=V_ZERO -DZEROS=4 -DSCALE=S_F16
 // compile with: -DX=f16 -DY=float -DIS_BF16=0 -DBITS=2 -DSUB=16 -DHEADER=20 -DVALUE=V_OFFSET -DOFFSET=0 -DSCALE=S_Q2_K
 // compile with: -DX=f16 -DY=float -DIS_BF16=0 -DBITS=3 -DSUB=16 -DHEADER=14 -DVALUE=V_OFFSET -DOFFSET=4 -DSCALE=S_Q3_K
 // compile with: -DX=f16 -DY=float -DIS_BF16=0 -DBITS=8 -DSUB=128 -DHEADER=8 -DVALUE=V_E4M3 -DSCALE=S_F32
@@ -44,6 +45,7 @@
 #endif
 #define I_PLAIN 0
 #define I_NORM 1
+#define I_HALVES 2
 #ifndef INPUT
 #define INPUT I_PLAIN
 #endif
@@ -54,55 +56,82 @@
 #define GATE 0
 #endif
 
+__device__ __forceinline__ unsigned shared_word(unsigned address) {
+    unsigned v;
+    asm("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(address));
+    return v;
+}
+
+__device__ __forceinline__ uint2 shared_pair(unsigned address) {
+    uint2 v;
+    asm("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
+    return v;
+}
+
+// In shared memory, the columns of x in a step are either as they come or, where x must be gone through anyway, as lanes
+// want them: the pairs 0, 4, 1, 5, 2, 6, 3, 7.
+#ifndef PAIRED
+#define PAIRED (HAS_MIN || IS_BF16)
+#endif
+
 // Dot products of a record's 16 rows with x; those of rows r and r + 8 are added to `low` and `high` in parts, which
-// are spread over the four lanes of r. sums: of x over the record's sub-blocks. STAGED: xs is in shared memory, and so
-// are 256 `zeros`: it is quicker to read those than not to read.
+// are spread over the four lanes of r. sums: of x over the record's sub-blocks. STAGED: x is at an address of shared
+// memory, and so are zeros: it is quicker to read those than not to read.
 template <int STAGED>
-__device__ __forceinline__ void add_record(const unsigned char* record, const f16* xs, const f16* zeros,
+__device__ __forceinline__ void add_record(const unsigned char* record, const f16* x, unsigned xs, unsigned zeros,
                                            const float* sums, const unsigned* levels, int lane, float& low,
                                            float& high) {
     int r = lane >> 2, t = lane & 3;
     const unsigned char *first = record + r * HEADER, *second = first + 8 * HEADER;
-    float d[2][4] = {};  // even and odd steps: two chains of additions instead of one twice as long
+    float d[2][4];  // even and odd steps: two chains of additions instead of one twice as long
+    float products[2][2] = {}, minima[2] = {};
+    xs += (PAIRED ? 8 : 4) * t;
 #pragma unroll
     for (int q = 0; q < 4; q++) {
         Codes c = codes_of(record, q, lane);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             int s = 4 * q + i, j = 16 * s / SUB;
+            bool begins = i < 2 && (SUBS > 8 ? q % 2 == 0 : q == 0);
             uint2 b = {0, 0};
-            if (STAGED || r == j % 8) {
-                const f16* from = (r == j % 8 ? xs : zeros) + 16 * s + 2 * t;
-                b.x = *(const unsigned*)from, b.y = *(const unsigned*)(from + 8);
+            if (STAGED) {
+                unsigned from = (r == j % 8 ? xs : zeros) + 32 * s;
+                if (PAIRED) b = shared_pair(from);
+                else b = make_uint2(shared_word(from), shared_word(from + 16));
+            } else if (r == j % 8) {
+                b.x = *(const unsigned*)(x + 16 * s + 2 * t), b.y = *(const unsigned*)(x + 16 * s + 2 * t + 8);
             }
             unsigned a[4];
 #if VALUE == V_LEVELS
             unsigned rest[4];
             levels_of(c, i, levels, a, rest);
-            mma(d[0], rest, b);
-            mma(d[1], a, b);
+            if (begins && i == 0) mma_first(d[0], rest, b), mma_first(d[1], a, b);
+            else mma(d[0], rest, b), mma(d[1], a, b);
 #else
             values_of(c, i, offset_of(record, j, lane), a);
-            mma(d[i & 1], a, b);
+            if (begins) mma_first(d[i & 1], a, b);
+            else mma(d[i & 1], a, b);
 #endif
         }
         if (SUBS > 8 ? q & 1 : q == 3) {
             int j = (SUBS > 8 ? 4 * (q - 1) : 0) + 2 * t;
             if (SUBS >= 8 || j < SUBS) {
-                float scale[2], minimum[2];
-                scales_of(first, j, scale, minimum);
-                low += scale[0] * ((d[0][0] + d[1][0]) * UNIT);
-                if (SUBS > 1) low += scale[1] * ((d[0][1] + d[1][1]) * UNIT);
-                if (HAS_MIN) low += minimum[0] * sums[j] + minimum[1] * sums[j + 1];
-                scales_of(second, j, scale, minimum);
-                high += scale[0] * ((d[0][2] + d[1][2]) * UNIT);
-                if (SUBS > 1) high += scale[1] * ((d[0][3] + d[1][3]) * UNIT);
-                if (HAS_MIN) high += minimum[0] * sums[j] + minimum[1] * sums[j + 1];
-            }
+                float2 sum = HAS_MIN ? *(const float2*)(sums + j) : make_float2(0, 0);
 #pragma unroll
-            for (int e = 0; e < 4; e++) d[0][e] = d[1][e] = 0;
+                for (int half = 0; half < 2; half++) {
+                    float scale[2], minimum[2];
+                    scales_of(half ? second : first, j, scale, minimum);
+                    products[half][0] += scale[0] * (d[0][2 * half] + d[1][2 * half]);
+                    if (SUBS > 1) products[half][1] += scale[1] * (d[0][2 * half + 1] + d[1][2 * half + 1]);
+                    if (HAS_MIN) minima[half] += minimum[0] * sum.x + minimum[1] * sum.y;
+                }
+            }
         }
     }
+    Common low_has = common_of(first), high_has = common_of(second);
+    low += low_has.scale * (products[0][0] * unit(0, 0) + products[0][1] * unit(0, 1));
+    high += high_has.scale * (products[1][0] * unit(1, 0) + products[1][1] * unit(1, 1));
+    if (HAS_MIN) low += low_has.minimum * minima[0], high += high_has.minimum * minima[1];
 }
 
 __device__ __forceinline__ void add_lanes(float& low, float& high) {
@@ -131,7 +160,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv_v3(const uint4* w,
     const unsigned char* strip = (const unsigned char*)w + (long long)blockIdx.x * records * RECORD;
     float low = 0, high = 0;
     for (int i = warp; i < records; i += WARPS)
-        add_record<0>(strip + (long long)i * RECORD, x + 256 * i, 0, 0, levels, lane, low, high);
+        add_record<0>(strip + (long long)i * RECORD, x + 256 * i, 0, 0, 0, levels, lane, low, high);
     add_lanes(low, high);
     if ((lane & 3) == 0) parts[warp][lane >> 2] = low, parts[warp][8 + (lane >> 2)] = high;
     __syncthreads();
@@ -151,6 +180,27 @@ __device__ __forceinline__ void fetch_x(const X* x, int k, int padded, f16* xs) 
         for (int i = 8 * threadIdx.x; i < padded; i += 8 * 32 * WARPS) copy16(xs + i, i < k ? x + i : x, i < k ? 16 : 0);
     } else {
         for (int i = threadIdx.x; i < padded; i += 32 * WARPS) xs[i] = i < k ? x[i] : 0;
+    }
+    commit();
+}
+
+#elif INPUT == I_HALVES
+// Put together what `attend` (decoder.cu) left: results over half of the places each, float16 [2, k], and behind them the
+// logarithms of their weights, float32 [2, k / 128].
+__device__ __forceinline__ void fetch_x(const X* halves, int k, int padded, f16* xs) {
+    const float* logs = (const float*)(halves + 2 * k);
+    for (int i = threadIdx.x; i < padded / 8; i += 32 * WARPS) {
+        uint4 x = {0, 0, 0, 0};
+        if (8 * i < k) {
+            uint4 v = __ldcg((const uint4*)halves + i), w = __ldcg((const uint4*)(halves + k) + i);
+            float a = 1 / (1 + __expf(__ldcg(logs + k / 128 + i / 16) - __ldcg(logs + i / 16))), b = 1 - a;
+            auto mix = [&](unsigned v, unsigned w) {
+                f16 low = to_f16(a * from_f16(v & 0xffff) + b * from_f16(w & 0xffff));
+                return low | (unsigned)to_f16(a * from_f16(v >> 16) + b * from_f16(w >> 16)) << 16;
+            };
+            x = make_uint4(mix(v.x, w.x), mix(v.y, w.y), mix(v.z, w.z), mix(v.w, w.w));
+        }
+        ((uint4*)xs)[i] = x;
     }
     commit();
 }
@@ -211,31 +261,35 @@ __device__ __forceinline__ float finish_x(int padded, f16* xs, float* sums, floa
     e = largest == 0 || e == 255 ? 127 : min(max(14 + 127 - e + 127, 1), 253);
     factor = __uint_as_float((unsigned)e << 23), back = __uint_as_float((unsigned)(254 - e) << 23);
 #endif
-    if (IS_BF16 || HAS_MIN)
-        for (int i = threadIdx.x; i < padded / 8; i += 32 * WARPS) {  // padded / 8 is a multiple of 32: whole warps
-            uint4 eight = ((uint4*)xs)[i];
-            unsigned pairs[4] = {eight.x, eight.y, eight.z, eight.w};
-            float sum = 0;
+#if PAIRED
+    for (int i = threadIdx.x; i < padded / 16; i += 32 * WARPS) {  // a step each
+        uint4 a = ((uint4*)xs)[2 * i], b = ((uint4*)xs)[2 * i + 1];
+        unsigned pairs[8] = {a.x, b.x, a.y, b.y, a.z, b.z, a.w, b.w};
+        float sum = 0;
 #pragma unroll
-            for (int p = 0; p < 4; p++) {
-                if (IS_BF16) {
-                    f16 low = to_f16(from_bf16(pairs[p] & 0xffff) * factor), high = to_f16(from_bf16(pairs[p] >> 16) * factor);
-                    ((unsigned*)xs)[4 * i + p] = pairs[p] = low | high << 16;
-                }
-                if (HAS_MIN) sum += from_f16(pairs[p] & 0xffff) + from_f16(pairs[p] >> 16);
+        for (int p = 0; p < 8; p++) {
+            if (IS_BF16) {
+                f16 low = to_f16(from_bf16(pairs[p] & 0xffff) * factor), high = to_f16(from_bf16(pairs[p] >> 16) * factor);
+                pairs[p] = low | high << 16;
             }
-            if (HAS_MIN) {
-                for (int step = 1; step < SUB / 8; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
-                if (i % (SUB / 8) == 0) sums[i / (SUB / 8)] = sum;
-            }
+            if (HAS_MIN) sum += from_f16(pairs[p] & 0xffff) + from_f16(pairs[p] >> 16);
         }
+        ((uint4*)xs)[2 * i] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+        ((uint4*)xs)[2 * i + 1] = make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]);
+        if (HAS_MIN) {  // padded / 16 is a multiple of 16: so many lanes are here, or all
+            unsigned here = __activemask();
+            for (int step = 1; step < SUB / 16; step *= 2) sum += __shfl_xor_sync(here, sum, step);
+            if (i % (SUB / 16) == 0) sums[i / (SUB / 16)] = sum;
+        }
+    }
+#endif
     return back;
 }
 
 // Any x and k. Shared memory: the rings, x, 640 bytes of zeros (read from the 64th
 // on: other banks than x's), and what products.gemv_shared counts besides.
-extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv_v4(const uint4* w, const X* x, const f16* extra,
-                                                                  const unsigned* levels, Y* y, int n, int k) {
+extern "C" __global__ void __launch_bounds__(32 * WARPS, 32 / WARPS)
+    gemv_v4(const uint4* w, const X* x, const f16* extra, const unsigned* levels, Y* y, int n, int k) {
     extern __shared__ uint4 memory[];
     int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
     int records = (k + 255) / 256, strips = (n + 15) / 16, padded = 256 * records;
@@ -270,7 +324,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv_v4(const uint4* w,
     if (threadIdx.x < 40) ((uint4*)zeros)[threadIdx.x] = make_uint4(0, 0, 0, 0);
     let_next_begin();
     wait_for_previous();
-#if INPUT == I_PLAIN
+#if INPUT != I_NORM
     fetch_x(x, k, padded, xs);
 #else
     fetch_x(x, extra, k, padded, xs, parts);
@@ -281,14 +335,19 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv_v4(const uint4* w,
     wait<0>();
     __syncthreads();
     float back = finish_x(padded, xs, sums, parts);
-    if (IS_BF16 || HAS_MIN) __syncthreads();
+    if (PAIRED) __syncthreads();
+    unsigned its_x, its_zeros;  // known only from here on
+    asm volatile("mov.b32 %0, %2; mov.b32 %1, %3;"
+                 : "=&r"(its_x), "=&r"(its_zeros)
+                 : "r"((unsigned)__cvta_generic_to_shared(xs)), "r"((unsigned)__cvta_generic_to_shared(zeros) + 64)
+                 : "memory");
     int record = warp;
     for (int s = 0; s < mine; s++) {
         float low = 0, high = 0;
         for (; record < records; record += WARPS) {
             wait<STAGES - 1>();
             __syncwarp();
-            add_record<1>(ring + filled * RECORD, xs + 256 * record, zeros + 32, sums + SUBS * record, table, lane, low, high);
+            add_record<1>(ring + filled * RECORD, 0, its_x + 512 * record, its_zeros, sums + SUBS * record, table, lane, low, high);
             __syncwarp();
             fetch();
         }

@@ -127,7 +127,8 @@ def gemv(w, x, y, warps=None, stages=None, blocks=None, overlap=True, made_by=No
     extra = _nothing(x.device, torch.float16) if extra is None else extra
     grid = (min(blocks or chosen[2] * processors, -(-n // strips.ROWS)), 1, 1)
     shared = gemv_shared(layout, k, warps, stages)
-    kernel(grid, (32 * warps, 1, 1), w.data, x, extra, _levels(w), y, n, k, shared=shared, overlap=overlap)
+    args = (w.data, x, extra, _levels(w), y, n, k)
+    kernel(grid, (32 * warps, 1, 1), *args, shared=shared, overlap=overlap)
 
 
 _WORK = {}  # workspace and counters of a stream, by device and stream

@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from refquant import evaluate
-from refquant.errors import BadInput, RefquantError, UnknownName
+from refquant import evaluate, ops
+from refquant.errors import BackendUnavailable, BadInput, RefquantError, UnknownName
 from refquant.evaluate import texts
 from refquant.formats.files import replacing
 from refquant.methods import registry
+
+COMPILING = 30e6  # parameters from which on a compiled path saves more time than its first compilation takes
 
 
 @dataclass
@@ -67,6 +69,7 @@ def compare(
     protocol: str = "llama.cpp",
     progress: bool = True,
     on_line=None,
+    backend: str | None = None,
 ) -> Table:
     """Measure the unquantized model and every row of the methods.
 
@@ -80,10 +83,13 @@ def compare(
         Files to use instead of the built-in texts. They must differ.
     on_line : callable, optional
         Called with each `Line` as soon as it is measured.
+    backend : "numpy" or "numba", optional
+        Who computes GPTQ and AWQ. By default Numba where it is installed and the model large enough to be worth its
+        compilation. The codes are the same but for near-ties in GPTQ.
 
     Raises
     ------
-    UnknownName, BadInput, BadFile, Unavailable
+    UnknownName, BadInput, BadFile, Unavailable, BackendUnavailable
     """
     rows = choose_rows(methods)
     if text is not None and calibration is not None and Path(text).resolve() == Path(calibration).resolve():
@@ -108,6 +114,7 @@ def compare(
     bos = models.data.first_token(tokenizer)
     reference = measure(model, "unquantized", keep=True, bos=bos)
     parameters = sum(p.numel() for p in model.parameters())
+    backend = backend or choose_backend(parameters)
     table = Table(
         model=name,
         protocol=protocol,
@@ -136,12 +143,16 @@ def compare(
     for row in rows:
         candidate = copy.deepcopy(model)
         try:
-            report = models.quantize(candidate, row.method, row.grid, learned.ids, progress=progress, **row.options)
+            fast = backend if registry.find_method(row.method).accelerated else None
+            report = models.quantize(
+                candidate, row.method, row.grid, learned.ids, progress=progress, method_backend=fast, **row.options
+            )
         except RefquantError as problem:  # such as a method that does not know this architecture
             table.notes.append(f"{row.label} left out: {problem}.")
             continue
-        options = f"{row.method}: {', '.join(f'{key} = {value}' for key, value in row.options.items())}."
-        if row.options and options not in table.notes:
+        settings = row.options | ({"backend": backend} if fast == "numba" else {})
+        options = f"{row.method}: {', '.join(f'{key} = {value}' for key, value in settings.items())}."
+        if settings and options not in table.notes:
             table.notes.append(options)
         if report.fallbacks:
             table.notes.append(
@@ -162,6 +173,17 @@ def compare(
             )
         )
     return table
+
+
+def choose_backend(parameters: int) -> str:
+    """Who is to compute the methods that look at activations, for a model of so many parameters."""
+    if parameters >= COMPILING:
+        try:
+            ops.load_backend("numba")
+            return "numba"
+        except BackendUnavailable:
+            pass
+    return "numpy"
 
 
 def choose_rows(methods: list[str] | None) -> list[registry.Row]:

@@ -57,6 +57,23 @@ def test_compare_prints_a_row_for_each_method_and_writes_json_and_picture(folder
     assert sorted(p.name for p in tmp_path.iterdir()) == ["t.json", "t.png", "text.txt"]
 
 
+def test_compare_on_numba_measures_the_same(folder, text, tmp_path, capsys):
+    arguments = ["compare", "--model", folder, "--text", text, *SMALL, "--methods", "rtn,gptq,awq"]
+    tables = []
+    for backend in ("numpy", "numba"):
+        assert (
+            cli.main([*arguments, "--calibration-windows", "4", "--backend", backend, "--json", str(tmp_path / "t")])
+            == 0
+        )
+        assert ("backend = numba" in capsys.readouterr().out) == (backend == "numba")
+        tables.append(json.loads((tmp_path / "t").read_text())["lines"])
+    for numpy, numba in zip(*tables, strict=True):
+        assert numba["perplexity"] == pytest.approx(numpy["perplexity"], rel=1e-3)  # GPTQ's near-ties
+        assert numba["bits_per_weight"] == numpy["bits_per_weight"]
+    assert compare.choose_backend(7_000_000) == "numpy"  # not worth the compilation
+    assert compare.choose_backend(135_000_000) == "numba"
+
+
 def test_every_registered_row_has_a_method_and_a_use():
     rows = compare.choose_rows(None)
     assert len({row.label for row in rows}) == len(rows)
@@ -163,7 +180,7 @@ def test_a_method_brings_its_grid_and_format(folder, tmp_path, capsys, arguments
         ("m.gguf", ["--method", "awq", "--damp", "0.1"], "--method, --damp: for folders; name the output without"),
         ("out", ["--type", "Q4_K", "--plan"], "--type, --plan: for GGUF files; name the output OUT.gguf"),
         ("out", ["--method", "awq", "--damp", "0.1"], "--damp is an option of gptq, not of awq"),
-        ("out", ["--method", "rtn", "--backend", "numba"], "--backend is for gptq and for GGUF files, not for rtn"),
+        ("out", ["--method", "rtn", "--backend", "numba"], "--backend is for gptq, awq and GGUF files, not for rtn"),
         ("out", ["--method", "gguf"], "gguf is for GGUF files; name the output OUT.gguf"),
         ("out", ["--method", "magic"], "unknown method 'magic'; known: "),
         ("out", ["--format", "exl2"], "unknown checkpoint format 'exl2'; known: gptq"),

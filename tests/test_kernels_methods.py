@@ -8,7 +8,8 @@ from test_kernels_decode import assert_as_accurate_as_a_loop, assert_same_bits
 import refquant as rq
 from refquant import ops
 from refquant.errors import BackendUnavailable, BadInput
-from refquant.methods import gptq, llm_int8, obq
+from refquant.grids import IntGrid
+from refquant.methods import awq, gptq, llm_int8, obq
 from refquant.quantized import Quantized
 
 NF4 = ["nf4", "nf4-dq", "nf4-b32", "nf4-b256-dq"]
@@ -201,3 +202,18 @@ def test_a_multiplier_does_what_matmul_does(name):
         for shape in ((256,), (1, 1, 256), (2, 9, 256), (0, 256)):
             x = rng.standard_normal(shape).astype(np.float32)
             np.testing.assert_array_equal(multiply(x), rq.matmul(x, q, backend=backend))
+
+
+@pytest.mark.parametrize("grid", ["int4-g32", "int3-row-sym", IntGrid(4, 32, scale_dtype="float32")])
+def test_awq_rounds_its_candidates_alike(grid):
+    w, x = weights((70, 96)), np.random.default_rng(5).normal(size=(40, 96)).astype(np.float32)
+    x[:, 7] *= 30
+    wide = weights((1, 96)) + np.float32(2e5)  # beyond float16 at the larger exponents
+    for ws in ([w], [w, w[:33] * 2], [w, wide]):
+        got, want = (awq.search(ws, x, grid, backend=backend, include_one=True) for backend in ("numba", "numpy"))
+        np.testing.assert_array_equal(got.errors, want.errors)
+        np.testing.assert_array_equal(got.scales, want.scales)
+    assert np.isinf(got.errors).any() == isinstance(grid, str)
+    seen = []
+    awq.search([w], x, grid, backend="numba", n_grid=2, forward=lambda ws: seen.append(ws) or x @ ws[0].T)
+    assert len(seen) == 3  # the weights as they are, and two candidates

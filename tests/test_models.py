@@ -11,7 +11,7 @@ import refquant as rq
 from refquant.errors import BadFile, BadInput, UnknownName
 from refquant.methods import gptq
 from refquant.models import QuantLinear, absorb, load, quantize, walk
-from refquant.models.calibrate import Stream, watch
+from refquant.models.calibrate import Hessian, Stream, watch
 from refquant.models.mix import plan
 
 
@@ -174,6 +174,35 @@ def test_layers_that_share_an_input_share_its_statistics():
     assert q.tokens == ids.size
     assert q.x.shape == (50, 64)
     np.testing.assert_allclose(np.diag(q.hessian.H) / 2, q.mean_square, rtol=1e-4)
+
+
+def test_observing_is_watching_without_the_last_product():
+    model, ids = make("llama"), token_windows()
+    stream, block = Stream(model, ids), walk.blocks(model)[0]
+    needs, ran = frozenset({"hessian", "x"}), []
+    with watch(block, needs) as whole:
+        list(stream.run(block, 0))
+    for name, layer in walk.linears(block).items():
+        layer.register_forward_hook(lambda *_, name=name: ran.append(name))
+    observed = stream.observe(block, 0, needs)
+    assert set(ran) == set(walk.linears(block)) - {"mlp.down_proj"}
+    for name, inputs in whole.items():
+        assert observed[name].tokens == inputs.tokens == ids.size
+        np.testing.assert_array_equal(observed[name].x, inputs.x)
+        np.testing.assert_array_equal(observed[name].hessian.H, inputs.hessian.H)
+    assert [len(batch) for batch in stream.run(block, 0)] == [len(batch) for batch in stream.hidden[:]]
+
+
+@pytest.mark.parametrize("k", [1, 255, 256, 700])
+def test_the_hessian_by_panels_is_the_whole_one(k):
+    x = np.random.default_rng(k).normal(size=(90, k)).astype(np.float32)
+    H = Hessian(torch.from_numpy(x[:50]))
+    for part in (x[:50], x[50:]):
+        H.add(torch.from_numpy(part))
+        H.H  # noqa: B018 (it is kept, and must be made anew)
+    exact = 2 / 90 * x.T.astype(np.float64) @ x
+    np.testing.assert_allclose(H.H, exact, rtol=0, atol=1e-5 * exact.max())
+    np.testing.assert_array_equal(H.H, H.H.T)
 
 
 def test_named_errors():

@@ -18,6 +18,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--calibration-windows", type=int, default=32, help="default: %(default)s")
     parser.add_argument("--protocol", choices=PROTOCOLS, default="llama.cpp", help="default: %(default)s")
     parser.add_argument(
+        "--backend", choices=("numpy", "numba"), help="who computes GPTQ and AWQ (default: Numba for larger models)"
+    )
+    parser.add_argument(
         "--json", metavar="FILE", help="write the table, unrounded, with all that is needed to repeat it"
     )
     parser.add_argument("--plot", metavar="FILE.png", help="draw perplexity against bits per weight")
@@ -42,6 +45,7 @@ def run(args) -> int:
         protocol=args.protocol,
         progress=not args.quiet,
         on_line=lambda line: print(table.render_line(line), flush=True),
+        backend=args.backend,
     )
     print("\n" + table.render_notes(result))
     if args.json:

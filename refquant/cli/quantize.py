@@ -70,7 +70,7 @@ def add_arguments(parser) -> None:
     to_folder.add_argument(
         "--clip", action=argparse.BooleanOptionalAction, help="awq: search clipped ranges (default: yes)"
     )
-    parser.add_argument("--backend", help="of gptq and of GGUF's encoders: numpy or numba (default: numpy)")
+    parser.add_argument("--backend", help="of gptq, awq and GGUF's encoders: numpy or numba (default: numpy)")
     parser.add_argument(
         "--stream",
         action="store_true",
@@ -173,8 +173,8 @@ def _settings(args) -> tuple[str, str, str, dict]:
     given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
     if wrong := [name for name in given if OPTIONS[name] != method]:
         raise BadInput(f"--{wrong[0].replace('_', '-')} is an option of {OPTIONS[wrong[0]]}, not of {method}")
-    if args.backend is not None and method != "gptq":
-        raise BadInput(f"--backend is for gptq and for GGUF files, not for {method}")
+    if args.backend is not None and not find_method(method).accelerated:
+        raise BadInput(f"--backend is for gptq, awq and GGUF files, not for {method}")
     return method, kind, grid, defaults(method)[1] | given
 
 

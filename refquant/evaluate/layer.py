@@ -18,13 +18,15 @@ def layer_error(w: np.ndarray, w_hat: np.ndarray, hessian: np.ndarray) -> float:
     Returns
     -------
     float
-        0 for equal weights, 1 when the output is lost altogether. Computed in float64.
+        0 for equal weights, 1 when the output is lost altogether. Products in the arrays' own precision, float32 at
+        least; sums in float64.
     """
-    w, w_hat, hessian = (np.asarray(a, np.float64) for a in (w, w_hat, hessian))
+    dtype = np.result_type(w, w_hat, hessian, np.float32)
+    w, w_hat, hessian = (np.asarray(a, dtype) for a in (w, w_hat, hessian))
     if w.shape != w_hat.shape or hessian.shape != (w.shape[1],) * 2:
         raise BadInput(
             f"layer_error: shapes {w.shape}, {w_hat.shape} and Hessian {hessian.shape} do not belong together"
         )
     difference = w - w_hat
-    signal = np.einsum("nk,nk->", w @ hessian, w)
-    return float(np.einsum("nk,nk->", difference @ hessian, difference) / signal) if signal else 0.0
+    error, signal = (np.multiply(d @ hessian, d).sum(dtype=np.float64) for d in (difference, w))
+    return float(error / signal) if signal else 0.0

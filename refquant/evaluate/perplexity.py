@@ -23,6 +23,7 @@ import numpy as np
 from refquant.errors import BadInput, UnknownName
 
 PROTOCOLS = ("llama.cpp", "huggingface")
+CHUNK = 1 << 22  # logits that are scored at a time: 16 MB, so that what is computed from them stays in the cache
 
 
 @dataclass
@@ -132,8 +133,8 @@ def score(
     windows : int, optional
         Only the first so many windows.
     reference : Scores, optional
-        The unquantized model's scores made with `keep=True` on the same ids; adds the KL divergence and the share of
-        tokens whose most likely continuation is the same.
+        The unquantized model's scores made with `keep=True` on the same ids in the same batches; adds the KL divergence
+        and the share of tokens whose most likely continuation is the same.
     keep : bool
         Keep the log-probabilities (float16, 2 bytes * vocabulary for each scored token) for use as a reference.
     bos : int, optional
@@ -153,23 +154,26 @@ def score(
     nll, kl, same, kept = [], [], [], []
     for begin in range(0, len(cut), batch):
         part = torch.from_numpy(cut[begin : begin + batch])
-        targets = part[:, start + 1 :, None]
+        targets = part[:, start + 1 :].reshape(-1)
         if bos is not None and protocol == "llama.cpp":
             part = torch.cat([torch.full_like(part[:, :1], bos), part[:, 1:]], dim=1)
         with torch.inference_mode():
-            logits = model(part.to(_device(model)), **keep_last).logits[:, -scored - 1 : -1].float().cpu()
-            log_probs = logits.log_softmax(-1)
-            token_nll = -log_probs.gather(-1, targets.cpu())
-            if not torch.isfinite(token_nll).all():
-                raise BadInput("the model gives NaN or infinite log-probabilities; no perplexity can be stated")
-            nll.append(token_nll.flatten().numpy())
-            if reference is not None:
-                expected = torch.from_numpy(reference.log_probs[begin // batch]).float()
-                expected -= expected.logsumexp(-1, keepdim=True)  # float16 storage loses a little of the sum
-                kl.append((expected.exp() * (expected - log_probs)).sum(-1).flatten().numpy())
-                same.append((expected.argmax(-1) == log_probs.argmax(-1)).flatten().numpy())
-            if keep:
-                kept.append(log_probs.half().numpy())
+            logits = model(part.to(_device(model)), **keep_last).logits[:, -scored - 1 : -1].flatten(0, 1)
+            rows = max(1, CHUNK // logits.shape[1])
+            for first in range(0, len(logits), rows):
+                some = slice(first, first + rows)
+                log_probs = logits[some].float().cpu().log_softmax(-1)
+                token_nll = -log_probs.gather(-1, targets[some, None])[:, 0]
+                if not torch.isfinite(token_nll).all():
+                    raise BadInput("the model gives NaN or infinite log-probabilities; no perplexity can be stated")
+                nll.append(token_nll.numpy())
+                if reference is not None:
+                    expected = torch.from_numpy(reference.log_probs[len(kl)]).float()
+                    expected -= expected.logsumexp(-1, keepdim=True)  # float16 storage loses a little of the sum
+                    kl.append((expected.exp() * (expected - log_probs)).sum(-1).numpy())
+                    same.append((expected.argmax(-1) == log_probs.argmax(-1)).numpy())
+                if keep:
+                    kept.append(log_probs.half().numpy())
         if progress:
             progress(len(part))
     scores = Scores(protocol, context, np.concatenate(nll).astype(np.float64), log_probs=kept)

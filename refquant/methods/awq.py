@@ -81,7 +81,7 @@ def search(
         Also search the clipping of each matrix of W s (`Result.clip`). Not for q and k: their outputs are multiplied
         with each other, so the error of either alone says little.
     backend : str
-        Who computes the errors of the exponents: "numpy" is the definition; "cuda" where it exists, without `forward`.
+        Who computes the errors of the exponents: "numpy" is the definition; "numba"; "cuda", without `forward`.
 
     Raises
     ------
@@ -116,10 +116,8 @@ def search(
     alphas = np.arange(n_grid + include_one) / n_grid
     candidates = [channel_scales(alpha, x_mean, w_mean) for alpha in alphas]
 
-    if forward:
-        errors = _errors(ws, x, grid, candidates, forward)
-    else:
-        errors = ops.find_op("awq", find_format(grid.name).family)(ws, x, grid, candidates, backend=backend)
+    run = ops.find_op("awq", find_format(grid.name).family)
+    errors = run(ws, x, grid, candidates, forward, backend=backend)
     errors[np.isnan(errors)] = np.inf
     best = int(np.argmin(errors))
     if not np.isfinite(errors[best]):
@@ -130,14 +128,17 @@ def search(
     return Result(s, float(alphas[best]), alphas, errors, limits)
 
 
-def _errors(ws, x, grid, candidates, forward=None) -> np.ndarray:
-    """Mean squared change of the output for each of the candidate scales, float64; infinite beyond float16."""
+def output_errors(ws, x, grid, candidates, forward=None, rounded=rtn.rounded) -> np.ndarray:
+    """Mean squared change of the output for each of the candidate scales, float64; infinite beyond float16.
+
+    `rounded(w, grid)` may be a faster `rtn.rounded`.
+    """
     forward = forward or (lambda ws: np.concatenate([x @ w.T for w in ws], axis=1))
     before = np.asarray(forward(ws), np.float64)
     errors = np.full(len(candidates), np.inf)
     for i, s in enumerate(candidates):
         try:
-            after = forward([rtn.rounded(w * s, grid) / s for w in ws])
+            after = forward([rounded(w * s, grid) / s for w in ws])
         except BadInput:  # a group's scale beyond float16
             continue
         errors[i] = np.square(np.asarray(after, np.float64) - before).mean()
@@ -150,7 +151,7 @@ def _traffic(shape, name, m=1, candidates=20):
     return ops.Traffic(4 * n * k + 4 * m * k, 8 * candidates, 2 * m * n * k * (candidates + 1))
 
 
-ops.register("awq", _errors, _traffic)
+ops.register("awq", output_errors, _traffic)
 
 
 def channel_scales(alpha: float, x_mean: np.ndarray, w_mean: np.ndarray | None = None) -> np.ndarray:
@@ -175,9 +176,10 @@ def clip(
     """Search, for each group of each row, the limit of |w| at which the group's share of the output changes least.
 
     Limits of max|w| (1 - i / n_grid), i = 0, 1, ... below `max_shrink` n_grid, are tried: ten by default. The error of
-    a group is the mean of (x_g (w'_g - w_g))^2 over `tokens` tokens spread over `x` [m, k]; the first, no clipping, is
-    kept unless another is better, so that no group gets worse on those tokens. The sum over the groups of a row may
-    still get worse where the groups' errors correlate: each is judged alone.
+    a group is the mean of (x_g (w'_g - w_g))^2 over `tokens` tokens spread over `x` [m, k], which is quadratic in the
+    change: d G d^T with G = x_g^T x_g / m. The first, no clipping, is kept unless another is better, so that no group
+    gets worse on those tokens. The sum over the groups of a row may still get worse where the groups' errors correlate:
+    each is judged alone.
 
     Returns
     -------
@@ -197,14 +199,15 @@ def clip(
     limits = np.empty((len(w), len(starts)), np.float32)
     for g, (start, end) in enumerate(zip(starts, [*starts[1:], w.shape[1]], strict=True)):
         wg, xg = w[:, start:end], x[:, start:end]  # [n, g] [m, g]
+        G = xg.T @ xg / np.float32(len(x))  # [g, g]
         top = np.abs(wg).max(axis=1)  # [n]
         limits[:, g], least = top, np.full(len(w), np.inf)
         for i in range(int(max_shrink * n_grid)):
             limit = top * np.float32(1 - i / n_grid)
             cut = np.clip(wg, -limit[:, None], limit[:, None])
             scale, zero = (each[:, None] for each in grid.fit(cut))
-            q = grid.decode(grid.encode(cut, scale, zero), scale, zero)
-            error = np.square(xg @ (q - wg).T).mean(axis=0)  # [n]
+            d = grid.decode(grid.encode(cut, scale, zero), scale, zero) - wg
+            error = ((d @ G) * d).sum(axis=1)  # [n]
             better = error < least
             limits[better, g], least[better] = limit[better], error[better]
     return limits
@@ -275,6 +278,7 @@ register_method(
         "awq",
         layer=lambda w, grid, inputs: rtn.quantize(w, grid),
         needs=frozenset({"x", "mean_abs"}),
+        accelerated=True,
         tokens=4096,  # one number a channel is learned, so few are enough
         rows=gpu_rows(
             "awq",

@@ -231,6 +231,7 @@ register_method(
         "gptq",
         layer=lambda w, grid, inputs, **options: quantize(w, inputs.hessian.H, grid, **options).quantized,
         needs=frozenset({"hessian"}),
+        accelerated=True,
         # The order helps, and with static groups it costs nothing in the file: no g_idx.
         rows=gpu_rows(
             "gptq",

@@ -47,13 +47,14 @@ class Method:
     """How one Linear layer is quantized: `layer(w, grid, inputs, **options) -> Quantized`.
 
     `needs` names the `LayerInputs` fields that calibration must fill; empty for a method that looks at weights only.
-    `tokens` is how many calibration tokens it has use for, where that is few.
+    `tokens` is how many calibration tokens it has use for, where that is few. `accelerated`: it takes a `backend`.
     """
 
     name: str
     layer: Callable[..., Quantized]
     needs: frozenset[str] = frozenset()
     tokens: int | None = None
+    accelerated: bool = False
     rows: tuple[Row, ...] = field(default=())
 
 

@@ -118,7 +118,7 @@ def prepare_awq(
         layers = [block.get_submodule(name) for name in group.layers]
         ws = [walk.weight_array(layer) for layer in layers]
         known = inputs[group.layers[0]]
-        forward = None if group.inspected in group.layers else _forward(block, group, calls[group.inspected])
+        forward = _forward(block, group, calls[group.inspected])
         found[group] = awq.search(
             ws, known.x[:SEARCH_TOKENS], grid, forward=forward, mean_abs=known.mean_abs, **options
         ).scales

@@ -4,8 +4,8 @@ The activations that enter the first block are taken from one pass through the m
 itself, so memory holds one block's statistics and one set of activations, never those of the whole model.
 """
 
+import contextlib
 from collections.abc import Iterable
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from refquant.models.walk import blocks, linears
 
 
 class _Stop(Exception):
-    """Ends a forward pass once the last block's arguments are known."""
+    """Ends a forward pass once all that it was run for is known."""
 
 
 class InMemory(list):
@@ -94,33 +94,48 @@ class Stream:
                 out = block(hidden, *args, **kwargs)
             yield out[0] if isinstance(out, tuple) else out
 
+    def observe(self, block: nn.Module, index: int, needs: frozenset[str]) -> dict[str, LayerInputs]:
+        """Run the block for what `watch` sees; a batch ends when every Linear layer has its input."""
+        with watch(block, needs, whole=False) as inputs:
+            for hidden in self.hidden[:]:
+                args, kwargs = self.arguments[len(hidden)][index]
+                with torch.no_grad(), contextlib.suppress(_Stop):
+                    block(hidden, *args, **kwargs)
+        return inputs
+
     def advance(self, block: nn.Module, index: int) -> None:
         """Replace the activations by the block's outputs: the inputs of the next block."""
         self.hidden.replace(self.run(block, index))
 
 
-@contextmanager
-def watch(block: nn.Module, needs: frozenset[str], sample: int = 4096):
+@contextlib.contextmanager
+def watch(block: nn.Module, needs: frozenset[str], sample: int = 4096, whole: bool = True):
     """Collect, while the block runs, what `needs` names of each Linear layer's inputs; yields {layer: LayerInputs}.
 
     Layers that share one input tensor (q, k, v) share one `LayerInputs`. `sample` bounds the tokens kept for "x".
+    Not `whole`: end each run (`_Stop`) at the layer whose input completes them, before its product.
     """
     layers = linears(block)
     collected = {name: LayerInputs() for name in layers}
     current: tuple | None = None  # the input tensor seen last, and the layer that received it first
+    seen = set()
 
     def hook(name):
         def look(module, args):
             nonlocal current
+            seen.add(name)
             if current is not None and current[0] is args[0]:
                 collected[name] = collected[current[1]]
-                return
-            current = (args[0], name)
-            _accumulate(collected[name], args[0].detach().flatten(0, -2).float(), needs, sample)
+            else:
+                current = (args[0], name)
+                _accumulate(collected[name], args[0].detach().flatten(0, -2).float(), needs, sample)
+            if not whole and len(seen) == len(layers):
+                raise _Stop
 
         return look
 
     handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
+    handles.append(block.register_forward_pre_hook(lambda module, args: seen.clear()))
     try:
         yield collected
     finally:
@@ -168,17 +183,27 @@ class Hessian:
     """`gptq.Hessian` where the activations are: the same running mean 2/n sum x xᵀ, float32, on x's device.
 
     Not only for GPUs: NumPy's and torch's threads wait for work by spinning, each on the cores that the other needs.
+    Only the lower triangle is summed, a panel of columns at a time: the other half is the same numbers.
     """
 
+    PANEL = 256
+
     def __init__(self, x: torch.Tensor):
-        self._sum, self.n = x.new_zeros(x.shape[1], x.shape[1]), 0
+        self._sum, self.n, self._whole = x.new_zeros(x.shape[1], x.shape[1]), 0, None
 
     def add(self, x: torch.Tensor) -> None:
         """Take in x float32 [tokens, in]."""
         self.n += len(x)
-        self._sum.addmm_(x.T, x, beta=1 - len(x) / self.n, alpha=2 / self.n)
+        self._whole = None
+        for start in range(0, x.shape[1], self.PANEL):
+            below, panel = x[:, start:], x[:, start : start + self.PANEL]
+            part = self._sum[start:, start : start + self.PANEL]
+            part.addmm_(below.T, panel, beta=1 - len(x) / self.n, alpha=2 / self.n)
 
     @property
     def H(self) -> np.ndarray:
         """The mean so far, float32 [in, in]."""
-        return self._sum.cpu().numpy()
+        if self._whole is None:  # it is asked for by each layer that shares it
+            lower = self._sum.tril()
+            self._whole = (lower + lower.tril(-1).T).cpu().numpy()
+        return self._whole

@@ -10,7 +10,7 @@ from refquant.evaluate.layer import layer_error
 from refquant.grids import as_grid, check_weights
 from refquant.methods.registry import find_method
 from refquant.models import absorb, dispatch, walk
-from refquant.models.calibrate import Stream, watch
+from refquant.models.calibrate import Stream
 from refquant.models.linear import QuantLinear
 from refquant.models.mix import quantize_mix
 from refquant.models.report import Layer, Report
@@ -49,7 +49,7 @@ def quantize(
     batch : int
         Calibration windows run at a time. AWQ takes one: on the first batch it compares its candidates.
     method_backend : str, optional
-        Of the method itself, where it has a fast path: "numba" for gptq.
+        Of the method itself, where it has a fast path: "numba" for gptq and awq.
     options
         For the method, such as `act_order=True`.
 
@@ -110,9 +110,7 @@ def quantize_block(block, index, entry, grid, stream, report, backend, done, /, 
     """
     inputs, prepare = {}, absorb.PREPARE.get(entry.name)
     if stream:
-        with watch(block, entry.needs) as inputs:
-            for _ in stream.run(block, index):
-                pass
+        inputs = stream.observe(block, index, entry.needs)
         if prepare:
             inputs = prepare(block, index, stream, inputs, grid, **options)
     for name, layer in walk.linears(block).items():

@@ -17,12 +17,13 @@
     int_grids     quantize, dequantize, matmul of the uniform grids
     codebooks     quantize, dequantize, matmul of NF4 and FP8
     llm_int8      both sides in 8 bits
-    gptq, obq     their loops
+    gptq, obq, awq    their loops
 
 Every result is the NumPy reference's, to the byte where that is the rule (encoders, decoders), else within its bounds.
 """
 
 from refquant_kernels.cpu import (
+    awq,
     codebooks,
     dequantize,
     gptq,
@@ -40,6 +41,7 @@ from refquant_kernels.cpu import (
 )
 
 __all__ = [
+    "awq",
     "codebooks",
     "dequantize",
     "gptq",

@@ -8,7 +8,7 @@ rounding of 20 scaled copies moves 20 x 7 x 67 MB, 3.3 ms at 2835 GB/s. The prod
 import numpy as np
 
 from refquant import ops
-from refquant.errors import BadInput
+from refquant.errors import BackendUnavailable, BadInput
 from refquant_kernels.cuda import launch
 from refquant_kernels.cuda.quantize_grids import round_groups
 from refquant_kernels.cuda.tensors import to_gpu
@@ -33,6 +33,8 @@ def output_errors(ws, x, grid, candidates):
 
 
 @ops.fast_path("awq", "int", backend="cuda")
-def search(ws, x, grid, candidates):
+def search(ws, x, grid, candidates, forward=None):
     """`methods.awq.search`'s errors; products are summed in another order."""
+    if forward:
+        raise BackendUnavailable("awq.search on 'cuda' compares the layers' own outputs and takes no `forward`")
     return output_errors([to_gpu(w) for w in ws], to_gpu(x), grid, [to_gpu(s) for s in candidates])

@@ -2,7 +2,9 @@
 
 Times are medians of replays of a CUDA graph that takes the same product of several copies of the weights in turn, more
 bytes than the L2 cache holds. Weights are random; their values do not matter to the time, but zeros would. Decode is
-one token of a Llama-3-8B-shaped model, everything in one graph, the cache 256 tokens long.
+one token of a Llama-3-8B-shaped model, everything in one graph, the cache 256 tokens long. It is predicted twice: from
+its bytes and the bandwidth alone, and as the sum of its parts (each product at its size, what lies between the products
+of a layer, a model without layers), each measured alone in a graph of its own, launches included. Nothing is fitted.
 
 Tables: ladder (the rungs of a product with one token), vectors (shapes, one token), tokens (1 to 128), formats,
 dequantize, decode; encoders and methods, which are in `gpu_quantize`.
@@ -11,6 +13,7 @@ dequantize, decode; encoders and methods, which are in `gpu_quantize`.
 import json
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -251,7 +254,7 @@ def dequantize(b: Bench):
 
 
 def decode(b: Bench):
-    """One token of a Llama-3-8B-shaped model."""
+    """One token of a Llama-3-8B-shaped model, and the sum of its parts, each measured alone."""
     from refquant_kernels.cuda import decoder
 
     torch, shape = b.torch, decoder.Shape()
@@ -261,16 +264,23 @@ def decode(b: Bench):
             return lambda n, k: decoder.float16_linear(torch.randn(n, k, device=b.device, dtype=torch.half) * 0.02)
         return lambda n, k: decoder.StripsLinear(b.weights(name, n, k))
 
+    def step(sizes, name):
+        model = decoder.Decoder(sizes, linear(name), b.device)
+        model.position.fill_(CONTEXT)
+        return model, b.replays(model.capture())
+
     for name in ("F16", "int4-g128", "Q4_K"):
         with torch.no_grad():
-            model = decoder.Decoder(shape, linear(name), b.device)
-            model.position.fill_(CONTEXT)
-            graph = model.capture()
-            us = b.replays(graph)
+            model, us = step(shape, name)
+            between = b.microseconds([lambda one=one: model.between_products(one) for one in model.layers])  # noqa: B023
+            del model
+            _, ends = step(replace(shape, layers=0), name)  # the embedding, the head, the choice of the next token
+            torch.cuda.empty_cache()
+            alone = [float16(b, n, k, 1) if name == "F16" else b.product(name, n, k, 1) for n, k, _ in shape.linears()[:4]]
         sizes = [(many, ops.traffic("matmul", (n, k), name, activation_bytes=2)) for n, k, many in shape.linears()]
-        cache = 4 * shape.layers * shape.kv_heads * 128 * CONTEXT
-        yield _row("decode", name, us, nbytes=cache + sum(many * size.bytes for many, size in sizes))
-        del model, graph
+        nbytes = 4 * shape.layers * shape.kv_heads * 128 * CONTEXT + sum(many * size.bytes for many, size in sizes)
+        parts = {"products": alone, "between": between, "ends": ends}
+        yield _row("decode", name, us, nbytes=nbytes, parts=parts, predicted=ends + shape.layers * (sum(alone) + between))
         torch.cuda.empty_cache()
 
 

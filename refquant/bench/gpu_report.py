@@ -72,16 +72,27 @@ def _table(table: str, rows: list[dict], bandwidth: float):
 
 
 def _decode(rows: list[dict], bandwidth: float):
-    """Measured and predicted; the prediction is bytes / bandwidth and nothing else, as `bandwidth.roofline` has it."""
-    header = ["weights", "us a token", "tokens/s", "against float16", "GB a token", "predicted us"]
-    yield "| " + " | ".join([*header, "predicted against float16"]) + " |"
-    yield "|---|" + "---:|" * 6
+    """Measured, and predicted twice: bytes / bandwidth, as `bandwidth.roofline` has it, and the sum of parts measured alone."""
+    yield (
+        "Predicted: from the bytes at the bandwidth read alone; and from parts, each measured alone: the four products of a "
+        "layer at their sizes, what lies between them, and a model without layers (embedding, head, next token)."
+    )
+    yield ""
+    header = ["weights", "us a token", "tokens/s", "against float16", "GB a token", "from bytes, us", "against float16"]
+    yield "| " + " | ".join([*header, "from parts, us", "measured / from parts"]) + " |"
+    yield "|---|" + "---:|" * 8
     first = rows[0]
     for row in rows:
-        predicted = row["bytes"] / bandwidth * 1e6
         cells = [row["name"], f"{row['us']:.0f}", f"{1e6 / row['us']:.0f}", f"{first['us'] / row['us']:.2f}"]
-        cells += [f"{row['bytes'] / 1e9:.2f}", f"{predicted:.0f}", f"{first['bytes'] / row['bytes']:.2f}"]
+        cells += [f"{row['bytes'] / 1e9:.2f}", f"{row['bytes'] / bandwidth * 1e6:.0f}"]
+        cells += [f"{first['bytes'] / row['bytes']:.2f}", f"{row['predicted']:.0f}", f"{row['us'] / row['predicted']:.2f}"]
         yield "| " + " | ".join(cells) + " |"
+    yield ""
+    yield "Parts, us: " + "; ".join(
+        f"{row['name']}: {' + '.join(f'{us:.1f}' for us in row['parts']['products'])} the products, "
+        f"{row['parts']['between']:.1f} between them, {row['parts']['ends']:.0f} without layers"
+        for row in rows
+    )
 
 
 def without_gpu_part(text: str) -> str:

@@ -136,17 +136,33 @@ class Decoder:
 
     def _layer(self, layer, first: bool):
         """The same with products that can do nothing else."""
-        s, b, (qkv, o, gate_up, down) = self.shape, self.buffers, layer["linears"]
+        b, (qkv, o, gate_up, down) = self.buffers, layer["linears"]
         self._normalize(layer["norms"][0], add=not first)
         qkv(b["x"], b["qkv"])
         self._attend(layer["caches"])
-        self.kernels["join"]((s.heads, 1, 1), (128, 1, 1), self.halves, b["attended"], s.heads, overlap=True)
+        self._join()
         o(b["attended"], b["more"])
         self._normalize(layer["norms"][1], add=True)
         gate_up(b["x"], b["both"])
-        grid = (-(-s.hidden // 256), 1, 1)
-        self.kernels["gate"](grid, (256, 1, 1), b["both"], b["gated"], s.hidden, overlap=True)
+        self._gate()
         down(b["gated"], b["more"])
+
+    def between_products(self, layer) -> None:
+        """Launch what a layer launches besides its products: for measurements."""
+        if not isinstance(self.head, StripsLinear):
+            for norm in layer["norms"]:
+                self._normalize(norm, add=True)
+            self._join()
+            self._gate()
+        self._attend(layer["caches"])
+
+    def _join(self):
+        args = (self.halves, self.buffers["attended"], self.shape.heads)
+        self.kernels["join"]((self.shape.heads, 1, 1), (128, 1, 1), *args, overlap=True)
+
+    def _gate(self):
+        b, k = self.buffers, self.shape.hidden
+        self.kernels["gate"]((-(-k // 256), 1, 1), (256, 1, 1), b["both"], b["gated"], k, overlap=True)
 
     def _attend(self, caches):
         s, b = self.shape, self.buffers

@@ -57,22 +57,21 @@
 #define OFFSET 0
 #endif
 
-// The bits of a code at the bottom of a float16 are a denormal number, code / 2^24, with which tensor cores count exactly.
-// That will do, without the trick, where nothing is subtracted.
-#define DENORMAL (VALUE == V_OFFSET && OFFSET == 0 && BITS <= 6)
+#if VALUE == V_E2M1
+#define UNIT 16384.0f  // what a sum of values is to be multiplied by
+#else
+#define UNIT 1.0f
+#endif
 #define HAS_MIN (SCALE == S_F16_MIN || SCALE == S_Q2_K || SCALE == S_Q4_K)
-
-// What a sum of values is to be multiplied by: of row r (second 0) or r + 8 (second 1), in sub-block j.
-__device__ __forceinline__ constexpr float unit(int second, int j) {
-    if (VALUE == V_E2M1) return 16384.0f;
-    if (!DENORMAL) return 1.0f;
-    return 16777216.0f / (second ? 16.0f : 1.0f) / (BITS == 2 && SUB == 16 && j % 2 ? 4.0f : 1.0f);  // see values_of
-}
 
 __device__ __forceinline__ float half_at(const unsigned char* p) { return from_f16(*(const f16*)p); }
 
-// An integer below 1024 / 2^24, again by way of a denormal float16: quicker than a conversion. WIDE undoes the division.
-__device__ __forceinline__ float small(unsigned i) { return from_f16(i); }
+// Two bytes, each / 2^24: at the bottom of a float16 they are denormal numbers, which is quicker than a conversion. WIDE
+// undoes the division. (Tensor cores would take such numbers for codes as well, but round their products too early.)
+__device__ __forceinline__ void bytes_of(unsigned two, float values[2]) {
+    unsigned wide = __byte_perm(two, 0, 0x4140);
+    values[0] = from_f16(wide & 0xffff), values[1] = from_f16(wide >> 16);
+}
 #define WIDE 16777216.0f
 
 __device__ __forceinline__ unsigned two_bytes(const unsigned char* p) { return *(const unsigned short*)p; }
@@ -114,20 +113,20 @@ __device__ __forceinline__ void scales_of(const unsigned char* row, int j, float
     unsigned e[2] = {row[j], row[j + 1]};
     for (int i = 0; i < 2; i++) scale[i] = __uint_as_float(e[i] ? e[i] << 23 : 0x00400000u);
 #elif SCALE == S_Q2_K
-    unsigned both = two_bytes(row + j), next = both >> 8;
-    scale[0] = small(both & 15), scale[1] = small(next & 15);
-    minimum[0] = small(both & 0xf0), minimum[1] = small(next & 0xf0);
+    unsigned both = __byte_perm(two_bytes(row + j), 0, 0x4140), s = both & 0x000f000f, m = both & 0x00f000f0;
+    scale[0] = from_f16(s & 0xffff), scale[1] = from_f16(s >> 16);
+    minimum[0] = from_f16(m & 0xffff), minimum[1] = from_f16(m >> 16);
 #elif SCALE == S_Q3_K
     unsigned low = two_bytes(row + (j & 7)) >> (4 * (j >> 3)) & 0x0f0f;
     unsigned s = (two_bytes(row + 8 + (j & 3)) >> (2 * (j >> 2)) & 0x0303) << 4 | low;
-    scale[0] = small(s & 0xff) - 32 / WIDE, scale[1] = small(s >> 8) - 32 / WIDE;
+    bytes_of(s, scale);
+    scale[0] -= 32 / WIDE, scale[1] -= 32 / WIDE;
 #elif SCALE == S_Q4_K
     unsigned own = two_bytes(row + 4 + (j & 3)), mins = two_bytes(row + 8 + (j & 3));
     unsigned shared = two_bytes(row + 12 + (j & 3));
     unsigned s = j < 4 ? own & 0x3f3f : (shared & 0x0f0f) | (own >> 2 & 0x3030);
     unsigned m = j < 4 ? mins & 0x3f3f : (shared >> 4 & 0x0f0f) | (mins >> 2 & 0x3030);
-    scale[0] = small(s & 0xff), scale[1] = small(s >> 8);
-    minimum[0] = small(m & 0xff), minimum[1] = small(m >> 8);
+    bytes_of(s, scale), bytes_of(m, minimum);
 #elif SCALE == S_Q6_K
     for (int i = 0; i < 2; i++) scale[i] = (signed char)row[j + i];
 #elif SCALE == S_IQ4_XS
@@ -139,12 +138,12 @@ __device__ __forceinline__ void scales_of(const unsigned char* row, int j, float
 #endif
 }
 
-// Scale and minimum of row r (second 0) or r + 8 (second 1) in sub-block j, with all factors.
-__device__ __forceinline__ void scale_of(const unsigned char* row, int second, int j, float& scale, float& minimum) {
+// Scale and minimum of a row in sub-block j, with all factors.
+__device__ __forceinline__ void scale_of(const unsigned char* row, int j, float& scale, float& minimum) {
     float scales[2], minima[2];
     scales_of(row, j & ~1, scales, minima);
     Common common = common_of(row);
-    scale = unit(second, j) * common.scale * (j & 1 ? scales[1] : scales[0]);
+    scale = UNIT * common.scale * (j & 1 ? scales[1] : scales[0]);
     minimum = common.minimum * (j & 1 ? minima[1] : minima[0]);
 }
 
@@ -271,15 +270,16 @@ __device__ __forceinline__ void values_of(const Codes& c, int i, Offset zero, un
         a[r] = minus_offset(put_codes(w, 0x00ff00ffu, 0x64006400u), r & 1 ? zero.high : zero.low);
     }
 #elif VALUE != V_LEVELS
-    // Registers 1 and 3 are not shifted into place: 16 code will do, and the division by 16 comes for nothing with the
-    // subtraction, or with the scale. What lies above a code's lower four bits is at bit 4 then, or bit 8.
+    // Registers 1 and 3 are not shifted into place: 1024 + 16 code will do, and the division by 16 comes for nothing with
+    // the subtraction. What lies above a code's lower four bits is at bit 4 then, or bit 8. Nor are odd steps of two bits.
     const unsigned mask = (1 << (BITS < 4 ? BITS : 4)) - 1;
-#if DENORMAL && BITS == 2 && SUB == 16  // nor are odd steps
-    unsigned w = i < 2 ? c.two.x : c.two.y, low = (0x00010001u * mask) << (2 * (i & 1)), high = low << 4;
+    const int odd = BITS == 2 ? 2 * (i & 1) : 0;
+#if BITS == 2
+    unsigned w = i < 2 ? c.two.x : c.two.y;
 #else
-    unsigned w = nibbles(c, i), low = 0x00010001u * mask, high = low << 4;
+    unsigned w = nibbles(c, i);
 #endif
-    unsigned v = w >> 8;
+    unsigned v = w >> 8, low = (0x00010001u * mask) << odd, high = low << 4;
 #if BITS == 5
     unsigned up = shifted(c.one, i - 4), up8 = c.one >> (4 + i);
     const unsigned above = 0x00100010u;
@@ -288,17 +288,21 @@ __device__ __forceinline__ void values_of(const Codes& c, int i, Offset zero, un
     const unsigned above = 0x00300030u;
 #endif
 #pragma unroll
-    for (int r = 0; r < 4; r++) a[r] = put_codes(r < 2 ? w : v, r & 1 ? high : low, DENORMAL ? 0 : 0x64006400u);
+    for (int r = 0; r < 4; r++) a[r] = put_codes(r < 2 ? w : v, r & 1 ? high : low, 0x64006400u);
 #if BITS > 4
 #pragma unroll
     for (int r = 0; r < 4; r++) a[r] = put_codes(r < 2 ? up : up8, r & 1 ? above << 4 : above, a[r]);
 #endif
-#if !DENORMAL
-    unsigned less = (0x6400u + zero.low) * 0x00010001u;           // 1024 + zero
-    unsigned less16 = (0xd400u + 16 * zero.high) * 0x00010001u;   // -(64 + zero)
-    a[0] = sub_f16x2(a[0], less), a[2] = sub_f16x2(a[2], less);
-    a[1] = fma_f16x2(a[1], 0x2c002c00u, less16), a[3] = fma_f16x2(a[3], 0x2c002c00u, less16);
-#endif
+    if (odd) {  // (1024 + 4 code) / 4 - (256 + zero), (1024 + 64 code) / 64 - (16 + zero)
+        unsigned less4 = (0xdc00u + 4 * zero.low) * 0x00010001u, less64 = (0xcc00u + 64 * zero.high) * 0x00010001u;
+        a[0] = fma_f16x2(a[0], 0x34003400u, less4), a[2] = fma_f16x2(a[2], 0x34003400u, less4);
+        a[1] = fma_f16x2(a[1], 0x24002400u, less64), a[3] = fma_f16x2(a[3], 0x24002400u, less64);
+    } else {
+        unsigned less = (0x6400u + zero.low) * 0x00010001u;          // 1024 + zero
+        unsigned less16 = (0xd400u + 16 * zero.high) * 0x00010001u;  // -(64 + zero)
+        a[0] = sub_f16x2(a[0], less), a[2] = sub_f16x2(a[2], less);
+        a[1] = fma_f16x2(a[1], 0x2c002c00u, less16), a[3] = fma_f16x2(a[3], 0x2c002c00u, less16);
+    }
 #endif
 }
 

@@ -1,4 +1,4 @@
-// wgmma.cuh: Hopper's matrix instruction and its bulk copies. Only for sm_90a.
+// wgmma.cuh: Hopper's matrix instruction, its barriers and its bulk copies. Only for sm_90a.
 //
 // wgmma multiplies 64 rows of weights, which the four warps of a warpgroup hold in registers (16 rows each, in the order
 // of mma.sync's first operand), by 16 columns of `TOKENS` tokens in shared memory, and goes on by itself: the warps must
@@ -8,7 +8,6 @@
 // on a boundary of 1024 bytes. 16 columns further on is 32 bytes further on.
 
 #pragma once
-#include "barriers.cuh"
 
 __device__ __forceinline__ unsigned long long tokens_at(unsigned address) {  // the matrix's descriptor
     return (unsigned long long)((address & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
@@ -82,8 +81,24 @@ __device__ __forceinline__ void wgmma(float (&d)[64], const unsigned (&a)[4], un
 
 // ---- barriers that count bytes
 
+__device__ __forceinline__ void barrier_init(unsigned barrier, int count) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+
 __device__ __forceinline__ void barrier_expect(unsigned barrier, int bytes) {  // arrive, and wait for so many bytes
     asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void barrier_arrive(unsigned barrier) {
+    asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ void barrier_wait(unsigned barrier, int parity) {
+    asm volatile(
+        "{.reg .pred p; AGAIN: mbarrier.try_wait.parity.shared.b64 p, [%0], %1; @p bra DONE; bra AGAIN; DONE: }" ::"r"(
+            barrier),
+        "r"(parity)
+        : "memory");
 }
 
 // `bytes`, a multiple of 16, to shared memory; the barrier is told when they are there.

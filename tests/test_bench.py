@@ -17,6 +17,31 @@ def test_runs_are_interleaved_and_the_first_is_not_counted():
     times = cpu.interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, runs=3)
     assert calls == ["a", "b"] * 4
     assert all(0 <= low <= median <= high for low, median, high in times.values())
+    cpu.interleave({"c": lambda: calls.append("c")}, runs=1, at_least=0.01)
+    assert calls.count("c") > 10
+
+
+def test_the_published_gptq_decodes_to_what_ours_does():
+    from gptq_cases import layer
+
+    from refquant.grids import IntGrid
+    from refquant.methods import gptq
+
+    w, H = layer(32, 256, 1024)
+    grid = IntGrid(4, 128, scale_dtype="float32")
+    want = rq.dequantize(gptq.quantize(w, H, grid, group_params="reference").quantized)
+    got = peers.published_gptq(w, H)().numpy()
+    assert (np.abs(got - want).max(axis=1) > 1e-5).mean() <= 0.05  # a near-tie changes the rest of its row
+
+
+def test_reading_reads_everything():
+    from refquant_kernels.cpu.read import combine
+
+    data = np.zeros(1024, np.uint8)
+    assert combine(data) == 0
+    for i in (0, 255, 700, 1020):
+        data[:], data[i] = 0, 1
+        assert combine(data) != 0
 
 
 def test_a_row_of_the_table():
@@ -24,8 +49,9 @@ def test_a_row_of_the_table():
         "operation": "matmul", "format": "Q4_K", "place": "memory", "threads": 2, "weights": 4_000_000,
         "bytes": 2_250_000, "numba": [0.0009, 0.001, 0.0011], "ggml": [0, 0.002, 0],
     }  # fmt: skip
-    cells = ("matmul", "Q4_K", "memory", "2", "4000", "2.25", "20%", "2000", "2.00", "", "")
+    cells = ("matmul", "Q4_K", "memory", "2", "4000", "2.25", "", "20%", "2000", "2.00", "", "")
     assert report.cells(row) == cells
+    assert report.cells(row, {"2": 4.5e9})[6] == "50%"
     assert report.line(cells).split() == [cell for cell in cells if cell]
     assert report.cells(row | {"torch": [0, 0.004, 0]})[-2:] == ("1000 torch", "4.00")
 
@@ -38,8 +64,7 @@ def test_ggml_as_a_peer_computes_what_we_compute(name):
     encode()
     q = rq.quantize(w, name)
     np.testing.assert_array_equal(blocks, q.arrays["blocks"])
-    decode, weights = peers.ggml_dequantize(blocks, name, w.shape)
-    decode()
+    weights = peers.ggml_dequantize(blocks, name, w.shape)()
     np.testing.assert_array_equal(weights, rq.dequantize(q))
     for threads in (1, 2, 3):
         multiply, y = peers.ggml_matvec(x, blocks, name, threads)
@@ -56,6 +81,9 @@ def test_torch_as_a_peer_computes_what_we_compute():
     multiply = peers.torch_int4(x, fields["codes"], fields["scales"].astype("f"), fields["zeros"].astype("f"), 128)
     want = rq.dequantize(q) @ x
     assert np.abs(multiply().float().numpy()[0] - want).max() <= 0.02 * np.abs(want).max()
+    numbers = (fields["codes"], fields["scales"].astype("f"), fields["zeros"].astype("f"))
+    twice = peers.torch_int4(x, *numbers, 128, copies=2)()[0]
+    np.testing.assert_array_equal(twice.float().numpy(), np.tile(multiply()[0].float().numpy(), 2))
     w = rng.standard_normal((8, 256)).astype(np.float32)
     np.testing.assert_allclose(peers.torch_mv(x, w, "float32")().numpy(), w @ x, rtol=1e-4, atol=1e-4)
     halves = rq.quantize(w, "BF16").arrays["blocks"].view(np.int16)
@@ -79,7 +107,7 @@ def small(monkeypatch):
     def arguments(*given):
         parser = argparse.ArgumentParser()
         cpu.add_arguments(parser)
-        return parser.parse_args(["--runs", "1", "--cache", "1", "--memory", "2", *given])
+        return parser.parse_args(["--runs", "1", "--least", "0", "--cache", "1", "--memory", "2", *given])
 
     return arguments
 
@@ -122,3 +150,16 @@ def test_what_there_was_no_time_for_is_told(small, capsys):
 def test_more_threads_than_there_are_is_refused(small):
     with pytest.raises(BadInput, match="threads 1000"):
         cpu.measure(small("--formats", "Q8_0", "--operations", "matmul", "--threads", "1000"))
+
+
+def test_the_recorded_table_is_that_of_the_recorded_measurements(tmp_path):
+    """kernels/README.md is generated, not typed."""
+    from pathlib import Path
+
+    from refquant.bench import gpu_report
+
+    kernels = Path(__file__).resolve().parents[1] / "kernels"
+    result = json.loads((kernels / "cpu.json").read_text())
+    assert gpu_report.without_gpu_part((kernels / "README.md").read_text()) == report.markdown(result)
+    places = {(row["operation"], row["format"], row["place"], row["threads"]) for row in result["rows"]}
+    assert {("matmul_int8", "Q6_K", "memory", 2), ("matmul", "int4-g128", "memory", 1)} <= places

@@ -54,17 +54,43 @@ def test_a_hessian_that_cannot_be_factored_is_damped_like_the_references():
         gptq.quantize(w, -hilbert, "int4-row", backend="numba")
 
 
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_hessian_too_near_singular_for_the_short_way(options, monkeypatch):
+    """The reference's factor, in the loop of this one."""
+    from refquant_kernels.cpu import gptq as fast
+
+    w, H = layer(40, 256, 512)
+    monkeypatch.setattr(fast, "SPREAD", 0)
+    got = gptq.quantize(w, H, "int4-g128", backend="numba", **options)
+    assert_same_but_for_near_ties(got, gptq.quantize(w, H, "int4-g128", **options))
+
+
 def test_the_factor():
-    """U is upper triangular, and U^T U the inverse, to float64's precision."""
-    from refquant_kernels.cpu.gptq import inverse_factor
+    """R is upper triangular, R R^T the damped Hessian, and its inverse the reference's factor, in float64."""
+    from refquant_kernels.cpu.gptq import factor, invert_upper
 
     _, H = layer(1, 300, 600)
     H = H.astype(np.float64) + np.eye(300)
-    U, damp = inverse_factor(H, 0.01)
+    R, _, damp = factor(H, 0.01)
+    np.testing.assert_array_equal(R, np.triu(R))
+    damped = H + damp * np.diag(H).mean() * np.eye(300)
+    np.testing.assert_allclose(R @ R.T, damped, rtol=0, atol=1e-12 * damped.max())
+    U = invert_upper(R)
     np.testing.assert_array_equal(U, np.triu(U))
     np.testing.assert_allclose(U, gptq.inverse_factor(H, 0.01)[0], rtol=0, atol=1e-12 * np.abs(U).max())
-    damped = H + damp * np.diag(H).mean() * np.eye(300)
-    np.testing.assert_allclose(U.T @ U @ damped, np.eye(300), atol=1e-9)
+
+
+@pytest.mark.parametrize("k", [1, 255, 256, 600])
+def test_the_factorization_by_panels(k):
+    from refquant_kernels.cpu.gptq import cholesky
+
+    _, H = layer(1, k, 2 * k)
+    A = H.astype(np.float64) + np.eye(k)
+    want = np.linalg.cholesky(A)
+    np.testing.assert_allclose(cholesky(A.copy()), want, rtol=0, atol=1e-13 * np.abs(want).max())
+    A[-1, -1] = -1
+    with pytest.raises(np.linalg.LinAlgError):
+        cholesky(A)
 
 
 def test_the_number_of_threads_does_not_show():

@@ -217,3 +217,19 @@ def test_awq_rounds_its_candidates_alike(grid):
     seen = []
     awq.search([w], x, grid, backend="numba", n_grid=2, forward=lambda ws: seen.append(ws) or x @ ws[0].T)
     assert len(seen) == 3  # the weights as they are, and two candidates
+
+
+CLIPPED = [("int4-g128", (1, 1), 1), ("int4-g32", (37, 100), 50), ("int3-row-sym", (33, 70), 300)]
+
+
+@pytest.mark.parametrize(("grid", "shape", "tokens"), [*CLIPPED, ("int2-g48", (16, 200), 20)])
+def test_awq_clips_alike(grid, shape, tokens):
+    rng = np.random.default_rng(7)
+    w, x = weights(shape), rng.normal(size=(tokens, shape[1])).astype(np.float32)
+    x *= np.exp(rng.normal(size=shape[1])).astype(np.float32)
+    for given in (w, np.abs(w), w * np.float32(1e-30), np.asfortranarray(w)):
+        got, want = (awq.clip(given, x, grid, backend=backend) for backend in ("numba", "numpy"))
+        assert got.dtype == want.dtype
+        assert got.shape == want.shape
+        assert np.mean(got != want) <= 0.01  # two errors that differ in their last place
+    assert (awq.clip(np.zeros_like(w), x, grid, backend="numba") == 0).all()

@@ -14,7 +14,8 @@ TABLES = ("nf4", "fp8-e4m3", "llm-int8")
 FORMATS = (*BLOCKS, "TQ1_0", "TQ2_0", "MXFP4", "F16", "BF16", "int4-g128", "int8-row", *TABLES)
 WITHOUT_IMPORTANCE = ("Q8_0", "TQ1_0", "TQ2_0", "MXFP4", "F16", "BF16")
 OPERATIONS = ("quantize", "importance", "dequantize", "matmul", "matmul_int8", "gptq", "obq")
-METHODS = {"gptq": 1024, "obq": 96}  # of square layers so wide, on int4-g128 only
+METHODS = {"gptq": (1024, 4096), "obq": (96,)}  # of square layers so wide, on int4-g128 only
+LARGE = 4096  # so wide that the reference takes minutes, and a turn seconds
 SHAPE = (256, 4096)  # of what is quantized and decoded
 WIDTH = 4096
 
@@ -30,6 +31,7 @@ class Case:
     least: int
     functions: dict
     threads: int = 1
+    turns: int | None = None  # at most so many, if given
 
     def row(self) -> dict:
         """What the result says of it besides the times."""
@@ -56,7 +58,7 @@ def conversion(operation: str, name: str, reference: bool) -> Case | None:
         q = rq.quantize(w, name, backend="numba")
         functions = {"numba": lambda: rq.dequantize(q, backend="numba")}
         if has_ggml(name):
-            functions["ggml"] = peers.ggml_dequantize(q.arrays["blocks"], name, SHAPE)[0]
+            functions["ggml"] = peers.ggml_dequantize(q.arrays["blocks"], name, SHAPE)
         if reference:
             functions["numpy"] = lambda: rq.dequantize(q)
     else:
@@ -70,16 +72,20 @@ def conversion(operation: str, name: str, reference: bool) -> Case | None:
     return Case(operation, name, "cache", w.size, least, functions)
 
 
-def method(operation: str, reference: bool = True) -> Case:
-    """`gptq` or `obq` of a square layer, its Hessian given, against the reference."""
+def method(operation: str, k: int, reference: bool = True, threads: int = 1) -> Case:
+    """`gptq` or `obq` of a layer [k, k], its Hessian given, against the reference; a large one against gptq.py."""
     from refquant.methods import gptq, obq
 
-    run, k = {"gptq": gptq.quantize, "obq": obq.quantize}[operation], METHODS[operation]
-    rng = np.random.default_rng(1)
-    w, H = (rng.standard_normal((k, k)) * 0.02).astype(np.float32), gptq.hessian(rng.standard_normal((4 * k, k)))
-    backends = ("numba", "numpy") if reference else ("numba",)
-    functions = {b: (lambda b=b: run(w, H, "int4-g128", backend=b)) for b in backends}
-    return Case(operation, "int4-g128", "cache", k * k, 8 * k * k, functions)
+    run, rng = {"gptq": gptq.quantize, "obq": obq.quantize}[operation], np.random.default_rng(1)
+    inputs = rng.standard_normal((2 * k, k), np.float32)
+    w, H = (rng.standard_normal((k, k)) * 0.02).astype(np.float32), gptq.hessian(inputs)
+    functions = {"numba": lambda: run(w, H, "int4-g128", backend="numba")}
+    if reference and k < LARGE:
+        functions["numpy"] = lambda: run(w, H, "int4-g128")
+    elif reference and peers.has_torch():
+        functions["torch"] = peers.published_gptq(w, H)
+    turns = 2 if k >= LARGE else None
+    return Case(operation, "int4-g128", f"{k} x {k}", k * k, 8 * k * k, functions, threads, turns)
 
 
 def stacked(name: str, megabytes: int) -> Quantized:
@@ -106,10 +112,10 @@ def products(operations, name: str, place: str, megabytes: int, counts=(1,)) -> 
     for operation in wanted:
         op = ops.find_op(operation, family)
         functions = {"numba": lambda op=op: op(x, large, backend="numba")}
-        if name == "int4-g128" and place == "cache" and peers.has_torch():  # its packing takes 4 bytes a weight
-            fields = ops.unpack(large)
+        if name == "int4-g128" and peers.has_torch():
+            fields = ops.unpack(rq.quantize(weights(), name, backend="numba"))
             numbers = (fields["codes"], fields["scales"].astype(np.float32), fields["zeros"].astype(np.float32))
-            functions["torch"] = peers.torch_int4(x, *numbers, 128)
+            functions["torch"] = peers.torch_int4(x, *numbers, 128, copies=large.shape[0] // SHAPE[0])
         if name == "BF16" and operation == "matmul" and peers.has_torch():
             functions["torch"] = peers.torch_mv(x, large.arrays["blocks"].view(np.int16), "bfloat16")
         for threads in counts:

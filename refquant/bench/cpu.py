@@ -1,18 +1,19 @@
 """`refquant bench cpu`: every Numba kernel against ggml and torch where they are installed, and the NumPy reference.
 
 Runs are interleaved: ours, theirs, ours, theirs, so that whatever else the machine does meets both; the median counts,
-and the quartiles say how far to trust it. Products are timed twice: with weights that fit the cache, and with a
-gigabyte of them, which do not, on one and on more threads. Everything else runs on one.
+and the quartiles say how far to trust it. What takes a millisecond gets more runs, half a second's worth. Products are
+timed twice: with weights that fit the cache, and with a gigabyte of them, which do not, on one and on more threads; a
+large GPTQ on as many as the products get at most. Everything else runs on one.
 """
 
 import argparse
 import json
+import os
 import platform
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
-from os import cpu_count
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--cache", type=int, default=8, help="megabytes of a product's small matrix (%(default)s)")
     parser.add_argument("--memory", type=int, default=1024, help="megabytes of the large one, 0 for none (%(default)s)")
     parser.add_argument("--runs", type=int, default=5, help="of each, interleaved (default: %(default)s)")
+    parser.add_argument("--least", type=float, default=0.5, help="seconds of runs of each, at least (%(default)s)")
     parser.add_argument("--threads", default="1,2", help="of the products (default: %(default)s)")
     parser.add_argument("--seconds", type=float, help="begin nothing new after so long; what is left out is told")
     parser.add_argument("--reference", action="store_true", help="time the NumPy reference, too (slow)")
@@ -38,24 +40,31 @@ def add_arguments(parser) -> None:
     parser.add_argument("--picture", metavar="FILE", help="draw the products under the memory's roof (PNG)")
 
 
-def interleave(functions: dict, runs: int) -> dict:
-    """Seconds of each function by name: quartiles of `runs`, taken in turn, after one that is not counted."""
-    seconds = {name: [] for name in functions}
-    for turn in range(runs + 1):
+def interleave(functions: dict, runs: int, at_least: float = 0.0) -> dict:
+    """Seconds of each function by name: quartiles of `runs`, taken in turn, after one that is not counted.
+
+    There are more runs until they have taken `at_least` so many seconds together.
+    """
+    seconds, turn, first = {name: [] for name in functions}, 0, time.perf_counter()
+    while turn <= runs or time.perf_counter() - first < at_least:
         for name, function in functions.items():
             began = time.perf_counter()
             function()
             if turn:
                 seconds[name].append(time.perf_counter() - began)
+        turn += 1
     return {name: [float(q) for q in np.quantile(values, (0.25, 0.5, 0.75))] for name, values in seconds.items()}
 
 
 def read_bandwidth(threads: int = 1, megabytes: int = 256, runs: int = 5) -> float:
-    """Bytes a second at which so many cores read memory in order, each its own: the faster of two ways of adding up."""
+    """Bytes a second at which so many cores read memory in order, each its own: the fastest of three ways."""
+    from refquant_kernels.cpu.read import combine
+
     data = [np.ones(megabytes << 18, np.float32) for _ in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
-        sums = {"integers": lambda a: np.bitwise_or.reduce(a.view(np.uint64)), "products": lambda a: a @ a}
-        times = interleave({name: lambda f=f: list(pool.map(f, data)) for name, f in sums.items()}, runs)
+        ways = {"integers": lambda a: np.bitwise_or.reduce(a.view(np.uint64)), "products": lambda a: a @ a}
+        ways["prefetched"] = lambda a: combine(a.view(np.uint8))
+        times = interleave({name: lambda f=f: list(pool.map(f, data)) for name, f in ways.items()}, runs)
     return sum(each.nbytes for each in data) / min(low for low, _, _ in times.values())
 
 
@@ -81,7 +90,7 @@ def on_threads(count: int):
 def compile_one(operation: str, name: str) -> None:
     """Run our own side of a case once, on little data."""
     if operation in cases.METHODS:
-        found = [cases.method(operation, reference=False)]
+        found = [cases.method(operation, cases.METHODS[operation][0], reference=False)]
     elif operation.startswith("matmul"):
         found = cases.products([operation], name, "cache", 1)
     else:
@@ -92,7 +101,7 @@ def compile_one(operation: str, name: str) -> None:
 
 def compile_all(jobs: list[tuple[str, str]]) -> None:
     """Compile in processes beside each other what will be timed; the code kept on disk is then only loaded."""
-    with ProcessPoolExecutor(min(8, cpu_count() or 1), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(8, cores() or 1), mp_context=get_context("spawn")) as pool:
         waiting = [pool.submit(compile_one, *job) for job in jobs]
         for each in tqdm(waiting, desc="compile", leave=False):
             each.result()
@@ -112,7 +121,9 @@ def plan(args) -> list:
             steps.append(lambda p=place, s=megabytes: cases.float32_products(p, s, counts))
     for operation in operations:
         if operation in cases.METHODS:
-            steps.append(lambda o=operation: [cases.method(o)])
+            for k in cases.METHODS[operation]:
+                threads = max(counts) if k >= cases.LARGE else 1  # of BLAS, which settles it, the environment decides
+                steps.append(lambda o=operation, k=k, t=threads: [cases.method(o, k, threads=t)])
         elif not operation.startswith("matmul"):
             for name in formats:
                 steps.append(lambda o=operation, f=name: [cases.conversion(o, f, args.reference)])
@@ -132,10 +143,11 @@ def measure(args, on_row=lambda row: None) -> dict:
             continue
         for case in filter(None, make()):
             with on_threads(case.threads):
-                rows.append(case.row() | interleave(case.functions, args.runs))
+                turns = min(args.runs, case.turns or args.runs)
+                rows.append(case.row() | interleave(case.functions, turns, args.least))
             on_row(rows[-1])
     counts = sorted({row["threads"] for row in rows} | {1})
-    machine = {"processor": processor(), "features": features(), "cores": cpu_count()}
+    machine = {"processor": processor(), "features": features(), "cores": cores()}
     machine["read_bandwidth"] = {str(count): read_bandwidth(count) for count in counts}
     versions = {"python": platform.python_version(), "numpy": np.__version__, "numba": numba.__version__}
     return {
@@ -147,6 +159,11 @@ def measure(args, on_row=lambda row: None) -> dict:
         "runs": args.runs,
         "rows": rows,
     }
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def processor() -> str:

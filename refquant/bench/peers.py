@@ -48,11 +48,16 @@ def ggml_quantize(w: np.ndarray, name: str, importance=None):
 
 
 def ggml_dequantize(blocks: np.ndarray, name: str, shape):
-    """Return a function that decodes `blocks`, and the array that it fills."""
-    out = np.empty(shape, np.float32)
+    """Return a function that decodes `blocks` to a new array, as ours does: fresh memory has its price."""
     symbol = {"F16": "ggml_fp16_to_fp32_row", "BF16": "ggml_bf16_to_fp32_row"}.get(name)
     function = getattr(ggml(), symbol or f"dequantize_row_{_symbol(name)}")
-    return lambda: function(_pointer(blocks), _pointer(out), ctypes.c_int64(out.size)), out
+
+    def run():
+        out = np.empty(shape, np.float32)
+        function(_pointer(blocks), _pointer(out), ctypes.c_int64(out.size))
+        return out
+
+    return run
 
 
 @functools.cache
@@ -109,12 +114,60 @@ def torch_mv(x: np.ndarray, w: np.ndarray, dtype: str):
     return lambda: torch.mv(matrix, vector)
 
 
-def torch_int4(x: np.ndarray, codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray, group: int):
-    """Return a function for torch's int4 product with bfloat16 activations; codes [n, k], scales and zeros [n, G]."""
+def torch_int4(x: np.ndarray, codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray, group: int, copies: int = 1):
+    """Return a function for torch's int4 product with bfloat16 activations; codes [n, k], scales and zeros [n, G].
+
+    The matrix is so many copies, one below the other. Packed rows are in blocks of at most 64, so n is a multiple.
+    """
     import torch
 
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(torch.from_numpy(codes.astype(np.int32)), 1)
+    packed = packed.repeat(copies, 1)
     shifted = scales * (8 - zeros)  # it decodes (code - 8) * scale + zero
-    both = torch.from_numpy(np.stack([scales.T, shifted.T], axis=-1).astype(np.float32)).bfloat16().contiguous()
+    both = torch.from_numpy(np.stack([scales.T, shifted.T], axis=-1).astype(np.float32)).bfloat16()
+    both = both.repeat(1, copies, 1).contiguous()
     tokens = torch.from_numpy(x.reshape(1, -1)).bfloat16()
     return lambda: torch.ops.aten._weight_int4pack_mm_for_cpu(tokens, packed, group, both)
+
+
+def published_gptq(w: np.ndarray, H: np.ndarray, bits: int = 4, group: int = 128, block: int = 128, damp: float = 0.01):
+    """Return a function for GPTQ as its authors' program does it, in torch and float32: the decoded weights [n, k].
+
+    Restated from Frantar et al. 2023, algorithm 1, and the order of the operations in their gptq.py: the factor by
+    Cholesky, inverse, Cholesky; then column after column over all rows; a group's range as its first column is reached.
+    """
+    import torch
+
+    def run():
+        rest, hessian, levels = torch.from_numpy(w).clone(), torch.from_numpy(H).float().clone(), 2**bits - 1
+        k = rest.shape[1]
+        unreached = hessian.diagonal() == 0
+        hessian[unreached, unreached] = 1
+        rest[:, unreached] = 0
+        hessian.diagonal().add_(damp * hessian.diagonal().mean())
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+        U = torch.linalg.cholesky(inverse, upper=True)
+        decoded, losses = torch.zeros_like(rest), torch.zeros_like(rest)
+        for start in range(0, k, block):
+            end = min(start + block, k)
+            part, errors, triangle = (
+                rest[:, start:end].clone(),
+                torch.zeros(len(rest), end - start),
+                U[start:end, start:end],
+            )
+            for i in range(end - start):
+                if (start + i) % group == 0:
+                    members = rest[:, start + i : start + i + group]
+                    low, high = members.amin(1).clamp(max=0), members.amax(1).clamp(min=0)
+                    scale = (high - low) / levels
+                    zero = torch.round(-low / scale)
+                column, d = part[:, i], triangle[i, i]
+                nearest = scale * (torch.clamp(torch.round(column / scale) + zero, 0, levels) - zero)
+                decoded[:, start + i] = nearest
+                losses[:, start + i] = (column - nearest) ** 2 / d**2 / 2
+                errors[:, i] = (column - nearest) / d
+                part[:, i:] -= errors[:, i : i + 1].matmul(triangle[i : i + 1, i:])
+            rest[:, end:] -= errors.matmul(U[start:end, end:])
+        return decoded
+
+    return run

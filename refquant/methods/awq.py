@@ -78,8 +78,8 @@ def search(
         Divide by (mean of |w| over its group's maximum)^(1 - alpha) too, as AutoAWQ by default. alpha = 0 is then no
         longer plain RTN.
     with_clip : bool
-        Also search the clipping of each matrix of W s (`Result.clip`). Not for q and k: their outputs are multiplied
-        with each other, so the error of either alone says little.
+        Also search the clipping of each matrix of W s (`Result.clip`), in NumPy. Not for q and k: their outputs are
+        multiplied with each other, so the error of either alone says little.
     backend : str
         Who computes the errors of the exponents: "numpy" is the definition; "numba"; "cuda", without `forward`.
 
@@ -116,8 +116,7 @@ def search(
     alphas = np.arange(n_grid + include_one) / n_grid
     candidates = [channel_scales(alpha, x_mean, w_mean) for alpha in alphas]
 
-    run = ops.find_op("awq", find_format(grid.name).family)
-    errors = run(ws, x, grid, candidates, forward, backend=backend)
+    errors = ops.find_op("awq", find_format(grid.name).family)(ws, x, grid, candidates, forward, backend=backend)
     errors[np.isnan(errors)] = np.inf
     best = int(np.argmin(errors))
     if not np.isfinite(errors[best]):
@@ -128,17 +127,19 @@ def search(
     return Result(s, float(alphas[best]), alphas, errors, limits)
 
 
-def output_errors(ws, x, grid, candidates, forward=None, rounded=rtn.rounded) -> np.ndarray:
-    """Mean squared change of the output for each of the candidate scales, float64; infinite beyond float16.
+def candidate(w: np.ndarray, s: np.ndarray, grid) -> np.ndarray:
+    """W' = round(W s) / s: the layer, float32 [n, k], that the scales s [k] would leave."""
+    return rtn.rounded(w * s, grid) / s
 
-    `rounded(w, grid)` may be a faster `rtn.rounded`.
-    """
+
+def output_errors(ws, x, grid, candidates, forward=None, candidate=candidate) -> np.ndarray:
+    """Mean squared change of the output for each of the candidate scales, float64; infinite beyond float16."""
     forward = forward or (lambda ws: np.concatenate([x @ w.T for w in ws], axis=1))
     before = np.asarray(forward(ws), np.float64)
     errors = np.full(len(candidates), np.inf)
     for i, s in enumerate(candidates):
         try:
-            after = forward([rounded(w * s, grid) / s for w in ws])
+            after = forward([candidate(w, s, grid) for w in ws])
         except BadInput:  # a group's scale beyond float16
             continue
         errors[i] = np.square(np.asarray(after, np.float64) - before).mean()
@@ -170,21 +171,19 @@ def _relative_magnitude(ws, grid) -> np.ndarray:
     return (w / (top + 1e-6)).mean(axis=0, dtype=np.float64)
 
 
-def clip(
-    w: np.ndarray, x: np.ndarray, grid, n_grid: int = 20, max_shrink: float = 0.5, tokens: int = 512
-) -> np.ndarray:
+def clip(w: np.ndarray, x: np.ndarray, grid, n_grid=20, max_shrink=0.5, tokens=512, backend="numpy") -> np.ndarray:
     """Search, for each group of each row, the limit of |w| at which the group's share of the output changes least.
 
     Limits of max|w| (1 - i / n_grid), i = 0, 1, ... below `max_shrink` n_grid, are tried: ten by default. The error of
-    a group is the mean of (x_g (w'_g - w_g))^2 over `tokens` tokens spread over `x` [m, k], which is quadratic in the
-    change: d G d^T with G = x_g^T x_g / m. The first, no clipping, is kept unless another is better, so that no group
-    gets worse on those tokens. The sum over the groups of a row may still get worse where the groups' errors correlate:
-    each is judged alone.
+    a group is the mean of (x_g (w'_g - w_g))^2 over `tokens` tokens spread over `x` [m, k]; the first, no clipping, is
+    kept unless another is better, so that no group gets worse on those tokens. The sum over the groups of a row may
+    still get worse where the groups' errors correlate: each is judged alone.
 
     Returns
     -------
     limits : float32 [n, G]
-        For `clamp`. `w` and `x` are those of the scaled layer: W s and x / s.
+        For `clamp`. `w` and `x` are those of the scaled layer: W s and x / s. The same on every `backend` ("numpy",
+        "numba") but for near-ties of two errors.
 
     Notes
     -----
@@ -195,22 +194,30 @@ def clip(
     grid = as_grid(grid, w)
     x = check_inputs(x, w.shape[1])
     x = x[:: max(1, len(x) // tokens)]
+    shares = np.float32(1) - np.arange(int(max_shrink * n_grid), dtype=np.float32) / np.float32(n_grid)
+    return ops.find_op("awq clip", find_format(grid.name).family)(w, x, grid, shares, backend=backend)
+
+
+def _clip(w, x, grid, shares) -> np.ndarray:
     starts = grid.starts(w.shape[1])
     limits = np.empty((len(w), len(starts)), np.float32)
     for g, (start, end) in enumerate(zip(starts, [*starts[1:], w.shape[1]], strict=True)):
-        wg, xg = w[:, start:end], x[:, start:end]  # [n, g] [m, g]
-        G = xg.T @ xg / np.float32(len(x))  # [g, g]
+        wg = w[:, start:end]  # [n, g]
+        R = np.linalg.qr(x[:, start:end], mode="r")  # [min(m, g), g]: for every d, |R d| = |x d|, with fewer rows
         top = np.abs(wg).max(axis=1)  # [n]
         limits[:, g], least = top, np.full(len(w), np.inf)
-        for i in range(int(max_shrink * n_grid)):
-            limit = top * np.float32(1 - i / n_grid)
+        for share in shares:
+            limit = top * share
             cut = np.clip(wg, -limit[:, None], limit[:, None])
             scale, zero = (each[:, None] for each in grid.fit(cut))
-            d = grid.decode(grid.encode(cut, scale, zero), scale, zero) - wg
-            error = ((d @ G) * d).sum(axis=1)  # [n]
+            q = grid.decode(grid.encode(cut, scale, zero), scale, zero)
+            error = np.square((q - wg) @ R.T).sum(axis=1)  # [n]
             better = error < least
             limits[better, g], least[better] = limit[better], error[better]
     return limits
+
+
+ops.register("awq clip", _clip, _traffic)
 
 
 def clamp(w: np.ndarray, limits: np.ndarray, grid) -> np.ndarray:

@@ -105,11 +105,18 @@ def absorb(block: nn.Module, group: ScaleGroup, s: np.ndarray) -> None:
 
 
 def prepare_awq(
-    block: nn.Module, index: int, stream: Stream, inputs: dict[str, LayerInputs], grid, clip: bool = True, **options
+    block: nn.Module,
+    index: int,
+    stream: Stream,
+    inputs: dict[str, LayerInputs],
+    grid,
+    clip: bool = True,
+    backend: str = "numpy",
+    **options,
 ) -> dict[str, LayerInputs]:
     """Search the scales of a block's groups, absorb them, clip; return the inputs as the layers now see them.
 
-    `clip=False` leaves the ranges alone; `options` go to `awq.search`.
+    `clip=False` leaves the ranges alone; `backend` is that of search and clip; `options` go to `awq.search`.
     """
     groups = scale_groups(block)
     calls, before = _calls(block, index, stream, {group.inspected for group in groups})
@@ -120,7 +127,13 @@ def prepare_awq(
         known = inputs[group.layers[0]]
         forward = _forward(block, group, calls[group.inspected])
         found[group] = awq.search(
-            ws, known.x[:SEARCH_TOKENS], grid, forward=forward, mean_abs=known.mean_abs, **options
+            ws,
+            known.x[:SEARCH_TOKENS],
+            grid,
+            forward=forward,
+            mean_abs=known.mean_abs,
+            backend=backend,
+            **options,
         ).scales
     for group, s in found.items():
         absorb(block, group, s)
@@ -131,7 +144,7 @@ def prepare_awq(
         for name, layer in walk.linears(block).items():
             if not name.endswith(("q_proj", "k_proj", "qkv_proj", "c_attn")):  # the product q kᵀ is too sensitive
                 w = walk.weight_array(layer)
-                walk.set_weight(layer, awq.clamp(w, awq.clip(w, inputs[name].x, grid), grid))
+                walk.set_weight(layer, awq.clamp(w, awq.clip(w, inputs[name].x, grid, backend=backend), grid))
     return inputs
 
 

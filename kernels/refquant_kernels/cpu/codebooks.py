@@ -18,7 +18,7 @@ from refquant.codebooks import NF4
 from refquant.grids import as_grid
 from refquant.quantized import Quantized
 from refquant_kernels.cpu.compile import PRODUCT, aligned, in_pieces, inlined, kernel
-from refquant_kernels.cpu.int_grids import FEW, PANEL, PIECE, group_ranges, out_of_order
+from refquant_kernels.cpu.int_grids import FEW, PANEL, PIECE, group_ranges, load_first, out_of_order, store_first
 from refquant_kernels.cpu.machine import pick, prefetch, sum_lanes
 from refquant_kernels.cpu.simd import (
     LANES,
@@ -222,44 +222,57 @@ def fp8_value(data, at, fraction, power, limit, alone):
     return select(special, from_bits(b | (INFINITY | 0x0040_0000 * (alone < 0))), from_bits(b) * power)
 
 
+@inlined
+def fp8_code(v, fraction, lowest, magic, largest, fnuz):
+    """I: codes of the nearest small floats, ties to the even code, saturating."""
+    shift = 23 - fraction
+    size_bits = bits(v) & 0x7FFF_FFFF
+    a = from_bits(size_bits)
+    odd = shift_right(size_bits, splat_int(shift)) & 1
+    normal = shift_right(size_bits + (odd + i32((1 << (shift - 1)) - 1)), splat_int(shift)) - lowest
+    code = select(normal < i32(1 << fraction), bits(a + magic) - bits(splat(magic)), normal)
+    code = select(code > largest, splat_int(largest), code)
+    sign = shift_right(bits(v), splat_int(24)) & 0x80
+    if fnuz:
+        sign = select(code == 0, splat_int(0), sign)
+    return code | sign
+
+
 @kernel()
 def fp8_encode(w, scales, shared, k, size, fraction, bias, largest, fnuz, first, last, out):
-    """Codes of rows first .. last - 1: nearest(w / scale), ties to the even code, saturating."""
+    """Codes of rows first .. last - 1: nearest(w / scale)."""
     groups = -(-k // size)
-    row, codes = np.zeros(k + LANES, np.float32), np.empty(k + LANES, np.uint8)
-    shift, lowest = 23 - fraction, i32((127 - bias) << fraction)
+    room, codes = np.zeros(LANES, np.float32), np.empty(LANES, np.uint8)
+    lowest = i32((127 - bias) << fraction)
     magic = f32(2.0 ** (24 - bias - fraction))  # its last place is the step of the subnormals
     for r in range(first, last):
-        row[:k] = w[r * k : (r + 1) * k]
         for g in range(groups):
             scale = splat(scales[r // shared * groups + g])
-            for i in range(g * size, min(k, (g + 1) * size), LANES):  # may run over into the next group, which follows
-                v = load(row, i) / scale
-                size_bits = bits(v) & 0x7FFF_FFFF
-                a = from_bits(size_bits)
-                odd = shift_right(size_bits, splat_int(shift)) & 1
-                normal = shift_right(size_bits + (odd + i32((1 << (shift - 1)) - 1)), splat_int(shift)) - lowest
-                code = select(normal < i32(1 << fraction), bits(a + magic) - bits(splat(magic)), normal)
-                code = select(code > largest, splat_int(largest), code)
-                sign = shift_right(bits(v), splat_int(24)) & 0x80
-                if fnuz:
-                    sign = select(code == 0, splat_int(0), sign)
-                store(codes, i, code | sign)
-        out[r * k : (r + 1) * k] = codes[:k]
+            i, end = r * k + g * size, r * k + min(k, (g + 1) * size)
+            while i + LANES <= end:
+                store(out, i, fp8_code(load(w, i) / scale, fraction, lowest, magic, largest, fnuz))
+                i += LANES
+            if i < end:
+                v = load_first(w, i, end - i, room) / scale
+                store_first(out, i, end - i, fp8_code(v, fraction, lowest, magic, largest, fnuz), codes)
 
 
 @kernel()
 def fp8_decode(data, scales, shared, k, size, fraction, power, limit, alone, first, last, out):
     """Weights of rows first .. last - 1, to row r - first of out."""
     groups = -(-k // size)
-    row, codes = np.empty(k + LANES, np.float32), np.zeros(k + LANES, np.uint8)
+    room, codes = np.empty(LANES, np.float32), np.zeros(LANES, np.uint8)
     for r in range(first, last):
-        codes[:k] = data[r * k : (r + 1) * k]
         for g in range(groups):
-            scale = splat(scales[r // shared * groups + g])
-            for i in range(g * size, min(k, (g + 1) * size), LANES):  # may run over, as above
-                store(row, i, fp8_value(codes, i, fraction, power, limit, alone) * scale)
-        out[(r - first) * k : (r - first + 1) * k] = row[:k]
+            scale, i, end = splat(scales[r // shared * groups + g]), r * k + g * size, r * k + min(k, (g + 1) * size)
+            while i + LANES <= end:
+                store(out, i - first * k, fp8_value(data, i, fraction, power, limit, alone) * scale)
+                i += LANES
+            if i < end:
+                for j in range(end - i):
+                    codes[j] = data[i + j]
+                v = fp8_value(codes, 0, fraction, power, limit, alone) * scale
+                store_first(out, i - first * k, end - i, v, room)
 
 
 @kernel()

@@ -15,7 +15,17 @@ import numpy as np
 from refquant.codebooks import E2M1_DOUBLED, IQ4_VALUES
 from refquant_kernels.cpu.compile import inlined
 from refquant_kernels.cpu.lanes import TWO_112, from_float16
-from refquant_kernels.cpu.machine import HAS_HALF, HAS_PICK, HAS_TABLE, float_of_bits, half_at, pick, word_at
+from refquant_kernels.cpu.machine import (
+    HAS_HALF,
+    HAS_PICK,
+    HAS_TABLE,
+    float_of_bits,
+    four_halves,
+    half_at,
+    in_front,
+    pick,
+    word_at,
+)
 from refquant_kernels.cpu.simd import (
     from_bits,
     lane_numbers,
@@ -47,11 +57,20 @@ def half(blocks, at):
     return -value if bits & u32(0x8000) else value
 
 
+@inlined
+def halves(blocks, i, j):
+    """F: the float16 at bytes i, i + 2, j, j + 2, as `half`, then twelve zeros: d and minimum of two blocks."""
+    if HAS_HALF:
+        return four_halves(blocks, i, j)
+    return in_front(half(blocks, i), half(blocks, i + 2), half(blocks, j), half(blocks, j + 2))
+
+
 # With `pick`, four bits become any of sixteen numbers in one instruction, which looks at no other bits of the index: no
 # mask, no conversion. Two bits, or one, work likewise: their table repeats itself.
 NIBBLES = np.arange(16, dtype=f32)
 NIBBLES_8 = NIBBLES - 8
 PAIRS = NIBBLES % 4
+SECOND_PAIRS = NIBBLES // 4
 UPPER_PAIRS = 16 * PAIRS - 32
 UPPER_BITS = NIBBLES % 2 * 16
 
@@ -72,6 +91,12 @@ def four_bits_minus_8(v):
 def two_bits(v):
     """F: the lowest two bits."""
     return pick(load(PAIRS, 0), v) if HAS_PICK else to_float(v & 3)
+
+
+@inlined
+def next_two_bits(v):
+    """F: the two bits above those."""
+    return pick(load(SECOND_PAIRS, 0), v) if HAS_PICK else to_float((v >> 2) & 3)
 
 
 @inlined

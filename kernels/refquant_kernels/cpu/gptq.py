@@ -1,23 +1,29 @@
-"""gptq on uniform grids: `methods.gptq`, sixteen rows at a time, and its factor by one factorization.
+"""gptq on uniform grids: `methods.gptq`, sixteen rows at a time, with one factorization and no inverse.
 
-4096 x 4096 weights, blocks of 128 columns. Must do: 68.7 GFLOP (n k^2) for the updates of the columns after a block,
-which are BLAS here as in the reference; 2.1 GFLOP within the blocks, and a division and a rounding per weight; for the
-factor 23 GFLOP (Cholesky, k^3 / 3) and 46 (triangular inverse by halves) in float64. Little to move: H twice, W once a
-block.
+4096 x 4096 weights, blocks of 128 columns. Must do: 68.7 GFLOP (n k^2) for what the columns owe to those of earlier
+blocks, which are BLAS here as in the reference; 2.1 GFLOP within the blocks, and a division and a rounding per weight;
+for the factor 23 GFLOP (Cholesky, k^3 / 3) in float64. Little to move: H twice, the differences once a block.
 
-Two ideas:
+Three ideas:
 
 - **The factor.** The reference follows the paper: invert H by one Cholesky, then factor the inverse by another. With J
-  the reversal of order and J H J = L L^T::
+  the reversal of order and J H J = L L^T, R = J L J is upper triangular, and::
 
-      H^-1 = J L^-T L^-1 J = (J L^-1 J)^T (J L^-1 J)        and J L^-1 J is upper triangular, so it is U
+      H = R R^T        H^-1 = R^-T R^-1        so R^-1 is the paper's U
 
-  One factorization and one triangular inverse instead of two factorizations, an inverse and a product. (Where H is so
-  near singular that the two could part, the reference's own function is called.)
+- **Not even U is needed**, but for its blocks on the diagonal. Let E be the paper's errors and D what the columns are
+  off by, weights minus decoded. Column after column E U = D, so E = D R; and of the columns before a block B, from
+  U R = 1::
+
+      - E_< U_<B  =  D_< R_<< U_<< R_<B U_BB  =  (D_< R_<B) U_BB
+
+  So a block takes what it owes from D and R in one product, of n x i and i x 128, when its turn comes. (Where H is so
+  near singular that the two ways could part, the reference's own function is called.)
 - **The loop within a block** touches each row by itself. Sixteen rows, one a lane, are transposed into 8 KiB, and all
   of the block's columns are gone through before they leave the cache; NumPy passes over all rows for every column.
 
-In a block every operation is the reference's, rounded alike. The codes differ where the factor's last place decides.
+In a block every operation is the reference's, rounded alike. The codes differ where the last place of what comes from
+other blocks decides.
 """
 
 from itertools import pairwise
@@ -30,10 +36,10 @@ from refquant_kernels.cpu.compile import in_pieces, kernel
 from refquant_kernels.cpu.lanes import MAGIC
 from refquant_kernels.cpu.simd import LANES, load, select, splat, store, to_int
 
+PANEL = 256  # columns of a factor that are finished together
 LEAF = 64  # columns of a triangle that is inverted whole
-CONDITION = 1e14  # of H, from above; beyond it the reference's second factorization may fail, and raise the damping
+SPREAD = 1e10  # of the factor's squared diagonal; beyond it the reference's second factorization may fail
 FAR = np.float32(1024)
-CHUNK = 1 << 18  # weights updated at a time
 
 
 def invert_lower(L: np.ndarray) -> None:
@@ -47,31 +53,59 @@ def invert_lower(L: np.ndarray) -> None:
     L[half:, :half] = -L[half:, half:] @ (L[half:, :half] @ L[:half, :half])
 
 
-def inverse_factor(H: np.ndarray, damp: float) -> tuple[np.ndarray, float]:
-    """U, float64 upper, with U^T U = (H + damp mean(diag H) I)^-1; and the damping, as the reference."""
-    damped = H + damp * np.diag(H).mean() * np.eye(len(H))
-    try:
-        L = np.linalg.cholesky(damped[::-1, ::-1])
-    except np.linalg.LinAlgError:
-        return gptq.inverse_factor(H, damp)  # which raises the damping
-    size = np.linalg.norm(L)
+def invert_upper(R: np.ndarray) -> np.ndarray:
+    """Return the inverse of an upper triangle, in float64."""
+    L = np.array(R[::-1, ::-1], order="C")
     invert_lower(L)
-    if not (size * np.linalg.norm(L)) ** 2 < CONDITION:
-        return gptq.inverse_factor(H, damp)
-    return L[::-1, ::-1], damp
+    return L[::-1, ::-1]
+
+
+def cholesky(A: np.ndarray) -> np.ndarray:
+    """Turn a symmetric matrix, in place, into its lower factor; raise `LinAlgError` where it is not positive definite.
+
+    Panel after panel, each first rid of what is left of it: nearly all of it is one product each, which BLAS does at
+    twice the speed of LAPACK's factorization as NumPy comes with it.
+    """
+    for j in range(0, len(A), PANEL):
+        panel, diagonal = A[j:, j : j + PANEL], A[j : j + PANEL, j : j + PANEL]
+        panel -= A[j:, :j] @ A[j : j + PANEL, :j].T
+        diagonal[:] = np.linalg.cholesky(diagonal)
+        below = panel[PANEL:]
+        below[:] = below @ np.linalg.inv(diagonal).T
+        A[j : j + PANEL, j + PANEL :] = 0
+    return A
+
+
+def factor(H: np.ndarray, damp: float) -> tuple[np.ndarray, np.ndarray | None, float]:
+    """R, float64 upper, with R R^T = H + damp mean(diag H) I; U where the reference made it; the damping, as there."""
+    damped = np.array(H[::-1, ::-1], order="C")
+    damped.reshape(-1)[:: len(H) + 1] += damp * np.diag(H).mean()
+    try:
+        L = cholesky(damped)
+        size = np.abs(np.diag(L))
+        if size.max() ** 2 < SPREAD * size.min() ** 2:
+            return L[::-1, ::-1], None, damp
+    except np.linalg.LinAlgError:
+        pass
+    U, damp = gptq.inverse_factor(H, damp)  # which raises the damping
+    return invert_upper(U), U, damp
 
 
 @kernel()
-def gptq_columns(W1, U1, scales, zeros, top, start, end, first, last, codes, Err1):
+def gptq_columns(W1, U1, scales, zeros, top, start, end, first, last, codes, decoded, Err1):
     """Columns start .. end - 1 of a block, for groups first .. last - 1 of sixteen rows.
 
-    W1 [n, B] is updated; U1 [B, B]; scales and zeros [end - start, n], a row for each column; codes [n, B] and Err1
-    [n, B] are written. n is a multiple of 16.
+    W1 [n, B] is updated; U1 [B, B]; scales and zeros [end - start, n], a row for each column; codes, decoded
+    and Err1, each [n, B], are written. n is a multiple of 16.
     """
     n, B = W1.shape
-    flat, all_codes, all_errors = W1.reshape(-1), codes.reshape(-1), Err1.reshape(-1)
+    flat, all_codes, all_decoded, all_errors = (
+        W1.reshape(-1), codes.reshape(-1), decoded.reshape(-1), Err1.reshape(-1),
+    )  # fmt: skip
     tile = np.empty(B * LANES, np.float32)
-    code_tile, error_tile = np.empty(LANES, np.uint8), np.empty(LANES, np.float32)
+    code_tile, value_tile, error_tile = (
+        np.empty(LANES, np.uint8), np.empty(LANES, np.float32), np.empty(LANES, np.float32),
+    )  # fmt: skip
     for group in range(first, last):
         row = LANES * group
         for i in range(start, B):
@@ -85,11 +119,14 @@ def gptq_columns(W1, U1, scales, zeros, top, start, end, first, last, codes, Err
             v = ((v + MAGIC) - MAGIC) + zero
             v = select(v > 0.0, v, splat(0.0))
             code = select(v < top, v, splat(top))
-            error = (w - (code - zero) * scale) / splat(U1[j, j])
+            value = (code - zero) * scale
+            error = (w - value) / splat(U1[j, j])
             store(code_tile, 0, to_int(code))
+            store(value_tile, 0, value)
             store(error_tile, 0, error)
             for lane in range(LANES):
                 all_codes[(row + lane) * B + j] = code_tile[lane]
+                all_decoded[(row + lane) * B + j] = value_tile[lane]
                 all_errors[(row + lane) * B + j] = error_tile[lane]
             for i in range(j, B):
                 store(tile, LANES * i, load(tile, LANES * i) - error * U1[j, i])
@@ -114,23 +151,34 @@ def quantize(w, H, grid, block_size, damp, act_order, static_groups, group_param
         W, H = W[:, order], H[order][:, order]
     if static_groups:
         group = group[order]
-    U, damp = inverse_factor(H, damp)
-    U = U.astype(np.float32)
+    R, U, damp = factor(H, damp)
+    R32 = R.astype(np.float32)
 
     rows = -(-n // LANES) * LANES  # W1 and what belongs to it are padded to whole groups of sixteen rows
-    codes, losses = np.empty((n, k), np.uint8), np.empty(k)
+    codes, losses, D = np.empty((n, k), np.uint8), np.empty(k), np.empty((n, k), np.float32)
+    top = np.float32(grid.max_code)
     for i1 in range(0, k, block_size):
         i2 = min(i1 + block_size, k)
-        W1, Err1 = np.zeros((rows, i2 - i1), np.float32), np.zeros((rows, i2 - i1), np.float32)
-        W1[:n] = W[:, i1:i2]
-        block_codes, U1 = np.empty((rows, i2 - i1), np.uint8), np.ascontiguousarray(U[i1:i2, i1:i2])
+        open_groups = [g for g in np.unique(group[i1:i2]) if fitted[g] is None]
+        if i1 == 0 and open_groups:  # nothing has been updated yet
+            fitted[group[0]] = grid.fit(W[:, : bounds[1]])
+            open_groups = [g for g in open_groups if fitted[g] is None]
+        width = max([i2] + [bounds[g + 1] for g in open_groups]) - i1  # the block, and what its groups have after it
+        square = slice(i1, i1 + width), slice(i1, i1 + width)
+        U1 = (invert_upper(R[square]) if U is None else U[square]).astype(np.float32)
+        updated = W[:, i1 : i1 + width] + (D[:, :i1] @ R32[:i1, i1 : i1 + width]) @ U1
+        B = i2 - i1
+        W1, Err1 = np.zeros((rows, B), np.float32), np.zeros((rows, B), np.float32)
+        W1[:n] = updated[:, :B]
+        block_codes, decoded = np.empty((rows, B), np.uint8), np.empty((rows, B), np.float32)
+        U_block = np.ascontiguousarray(U1[:B, :B])
         j = i1
         while j < i2:
             if fitted[group[j]] is None:
-                end = bounds[group[j] + 1]
-                Wg = W[:, j:end]
+                first, end = j - i1, bounds[group[j] + 1] - i1
+                Wg = updated[:, first:end]
                 if group_params == "fresh":
-                    Wg = Wg - Err1[:n, : j - i1] @ U[i1:j, j:end]
+                    Wg = Wg - Err1[:n, :first] @ U1[:first, first:end]
                 fitted[group[j]] = grid.fit(Wg)
             until = j  # the columns from j on whose parameters are known
             while until < i2 and fitted[group[until]] is not None:
@@ -140,19 +188,15 @@ def quantize(w, H, grid, block_size, damp, act_order, static_groups, group_param
                 params[:, group[j:until] == g, :n] = np.array(fitted[g])[:, None]
             scales, zeros = params.reshape(2, -1)
 
-            def run(first, last, j=j, until=until, scales=scales, zeros=zeros):
-                gptq_columns(W1, U1, scales, zeros, top, j - i1, until - i1, first, last, block_codes, Err1)  # noqa: B023
+            def run(first, last, start=j - i1, end=until - i1, scales=scales, zeros=zeros):
+                gptq_columns(W1, U_block, scales, zeros, top, start, end, first, last, block_codes, decoded, Err1)  # noqa: B023
 
-            top = np.float32(grid.max_code)
             in_pieces(run, rows // LANES, 8)
             j = until
-        codes[:, i1:i2], errors = block_codes[:n], Err1[:n]
-        losses[i1:i2] = 0.5 * np.square(errors, dtype=np.float64).sum(axis=0)
-        update, rest = U[i1:i2, i2:], max(1, CHUNK // max(1, k - i2))
-        for row in range(0, n, rest):  # few enough rows that the product is still in the cache when it is subtracted
-            W[row : row + rest, i2:] -= errors[row : row + rest] @ update
+        codes[:, i1:i2], D[:, i1:i2] = block_codes[:n], W[:, i1:i2] - decoded[:n]
+        losses[i1:i2] = 0.5 * np.square(Err1[:n], dtype=np.float64).sum(axis=0)
 
     back = np.argsort(order)
     params = (np.stack(each, axis=1) for each in zip(*fitted, strict=True))
-    fields = grid.fields(codes[:, back], *params, g_idx=group[back])
+    fields = grid.fields(codes[:, back] if act_order else codes, *params, g_idx=group[back])
     return gptq.Result(ops.pack(fields, grid.name, (n, k)), losses[back], damp, dead)

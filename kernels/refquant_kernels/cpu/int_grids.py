@@ -30,6 +30,7 @@ from refquant_kernels.cpu.simd import (
     select,
     splat,
     store,
+    store_float_pairs,
     store_pairs,
     to_float,
     to_int,
@@ -48,7 +49,7 @@ FAR = np.float32(1024)  # in steps; any weight farther from zero gets the first 
 @kernel()
 def group_ranges(w, k, size, first, last, low, high):
     """Smallest and largest weight of every group of rows first .. last - 1; both float32 [n, G] flat."""
-    groups = -(-k // size)
+    groups, ends = -(-k // size), np.empty(2 * LANES, np.float32)
     for r in range(first, last):
         for g in range(groups):
             start, end = r * k + g * size, r * k + min(k, (g + 1) * size)
@@ -60,7 +61,6 @@ def group_ranges(w, k, size, first, last, low, high):
                 for i in range(start + LANES, whole, LANES):
                     v = load(w, i)
                     smallest, largest = select(v < smallest, v, smallest), select(v > largest, v, largest)
-                ends = np.empty(2 * LANES, np.float32)
                 store(ends, 0, smallest)
                 store(ends, LANES, largest)
                 for i in range(LANES):
@@ -70,11 +70,34 @@ def group_ranges(w, k, size, first, last, low, high):
             low[r * groups + g], high[r * groups + g] = a, b
 
 
+# A function that takes arrays and branches costs Numba two calls to count references: not for the inside of a loop.
+
+
+@helper
+def load_first(a, i, count, room):
+    """F: `count` elements from i on, then what `room`, sixteen of their kind, had."""
+    for j in range(count):
+        room[j] = a[i + j]
+    return load(room, 0)
+
+
+@helper
+def store_first(a, i, count, value, room):
+    """Store the first `count` lanes to elements from i on."""
+    store(room, 0, value)
+    for j in range(count):
+        a[i + j] = room[j]
+
+
 @helper
 def pack_codes(codes, bits, count, out, at):
     """Put `count` bytes of codes into a dense stream at out[at]; `codes` is padded with zeros to a multiple of 8."""
     if bits == 8:
-        out[at : at + count] = codes[:count]
+        whole = count // LANES * LANES
+        for i in range(0, whole, LANES):
+            store(out, at + i, load(codes, i))
+        for i in range(whole, count):
+            out[at + i] = codes[i]
     elif bits == 4:
         for i in range((count + 1) // 2):
             out[at + i] = codes[2 * i] | codes[2 * i + 1] << 4
@@ -89,21 +112,30 @@ def pack_codes(codes, bits, count, out, at):
                 out[at + start + j] = np.uint8(word >> np.uint64(8 * j) & np.uint64(255))
 
 
+@inlined
+def nearest_code(v, scale, zero, top):
+    """I: clip(round(v / scale) + zero, 0, top)."""
+    v = v / scale
+    v = select(v < -FAR, splat(-FAR), select(v > FAR, splat(FAR), v))
+    v = ((v + MAGIC) - MAGIC) + zero
+    v = select(v > 0.0, v, splat(0.0))
+    return to_int(select(v < top, v, splat(top)))
+
+
 @kernel()
 def encode_rows(w, scales, zeros, k, size, bits, first, last, out):
     """Codes of rows first .. last - 1, packed: clip(round(w / scale) + zero, 0, 2^bits - 1)."""
     groups, row_bytes, top = -(-k // size), (k * bits + 7) // 8, np.float32((1 << bits) - 1)
-    row, codes = np.zeros(k + LANES, np.float32), np.zeros(k + 2 * LANES, np.uint8)
+    room, codes = np.zeros(LANES, np.float32), np.zeros(k + 2 * LANES, np.uint8)
     for r in range(first, last):
-        row[:k] = w[r * k : (r + 1) * k]
         for g in range(groups):
             scale, zero = splat(scales[r * groups + g]), splat(zeros[r * groups + g])
-            for i in range(g * size, min(k, (g + 1) * size), LANES):  # may run over into the next group, which follows
-                v = load(row, i) / scale
-                v = select(v < -FAR, splat(-FAR), select(v > FAR, splat(FAR), v))
-                v = ((v + MAGIC) - MAGIC) + zero
-                v = select(v > 0.0, v, splat(0.0))
-                store(codes, i, to_int(select(v < top, v, splat(top))))
+            i, end = g * size, min(k, (g + 1) * size)
+            while i + LANES <= end:
+                store(codes, i, nearest_code(load(w, r * k + i), scale, zero, top))
+                i += LANES
+            if i < end:  # runs over into the next group, which follows
+                store(codes, i, nearest_code(load_first(w, r * k + i, end - i, room), scale, zero, top))
         codes[k:] = 0
         pack_codes(codes, bits, k, out, r * row_bytes)
 
@@ -135,7 +167,11 @@ def quantize(w, format, importance=None):  # noqa: A002 (ops calls it that)
 def unpack_codes(data, at, bits, count, codes):
     """The inverse of `pack_codes`; `codes` has room for a multiple of 8."""
     if bits == 8:
-        codes[:count] = data[at : at + count]
+        whole = count // LANES * LANES
+        for i in range(0, whole, LANES):
+            store(codes, i, load(data, at + i))
+        for i in range(whole, count):
+            codes[i] = data[at + i]
     elif bits == 4:
         whole = count // 2 // LANES * LANES
         for i in range(0, whole, LANES):
@@ -175,21 +211,34 @@ def decode_rows(data, scales, width, zeros, g_idx, k, size, bits, first, last, o
     """Weights of rows first .. last - 1: (code - zero) * scale, to row r - skipped of out. g_idx may be empty."""
     row_bytes, groups = (k * bits + 7) // 8, -(-k // size)
     zero_bytes = (groups * bits + 7) // 8
-    codes, row = np.empty(k + 2 * LANES, np.uint8), np.empty(k + LANES, np.float32)
+    codes, room = np.empty(k + 2 * LANES, np.uint8), np.empty(LANES, np.float32)
     for r in range(first, last):
-        unpack_codes(data, r * row_bytes, bits, k, codes)
+        start = (r - skipped) * k
+        if bits != 4 or size % (2 * LANES) or g_idx.size:
+            unpack_codes(data, r * row_bytes, bits, k, codes)
         if g_idx.size:
             for i in range(k):
                 g = g_idx[i]
                 zero = zero_at(zeros, r * zero_bytes, bits, g)
-                row[i] = (np.float32(codes[i]) - zero) * scale_at(scales, width, r * groups + g)
-        else:
-            for g in range(groups):
-                scale = splat(scale_at(scales, width, r * groups + g))
-                zero = splat(zero_at(zeros, r * zero_bytes, bits, g))
-                for i in range(g * size, min(k, (g + 1) * size), LANES):  # may run over, as above
-                    store(row, i, (to_float(load(codes, i)) - zero) * scale)
-        out[(r - skipped) * k : (r - skipped + 1) * k] = row[:k]
+                out[start + i] = (np.float32(codes[i]) - zero) * scale_at(scales, width, r * groups + g)
+            continue
+        for g in range(groups):
+            scale = splat(scale_at(scales, width, r * groups + g))
+            zero = splat(zero_at(zeros, r * zero_bytes, bits, g))
+            i, end = g * size, min(k, (g + 1) * size)
+            if bits == 4 and size % (2 * LANES) == 0:  # two codes a byte: straight to where they belong
+                while i + 2 * LANES <= end:
+                    pairs = load(data, r * row_bytes + i // 2)
+                    low, high = (to_float(pairs & 15) - zero) * scale, (to_float(pairs >> 4) - zero) * scale
+                    store_float_pairs(out, start + i, low, high)
+                    i += 2 * LANES
+                if i < end:
+                    unpack_codes(data, r * row_bytes + i // 2, bits, end - i, codes[i:])
+            while i + LANES <= end:
+                store(out, start + i, (to_float(load(codes, i)) - zero) * scale)
+                i += LANES
+            if i < end:
+                store_first(out, start + i, end - i, (to_float(load(codes, i)) - zero) * scale, room)
 
 
 def as_stored(q):

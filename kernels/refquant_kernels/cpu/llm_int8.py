@@ -15,8 +15,8 @@ from refquant.grids import as_grid
 from refquant.methods import llm_int8
 from refquant.quantized import Quantized
 from refquant_kernels.cpu.codebooks import peaks
-from refquant_kernels.cpu.compile import PRODUCT, in_pieces, kernel
-from refquant_kernels.cpu.int_grids import PIECE
+from refquant_kernels.cpu.compile import PRODUCT, in_pieces, inlined, kernel
+from refquant_kernels.cpu.int_grids import PIECE, load_first, store_first
 from refquant_kernels.cpu.lanes import MAGIC, from_float16, to_float16
 from refquant_kernels.cpu.machine import SIGNED_EXCESS, dot_signed, load_words, prefetch, sum_lanes_int
 from refquant_kernels.cpu.matmul_int8_blocks import padded
@@ -27,17 +27,24 @@ TOKENS = 8  # whose codes stay in the cache while the rows pass
 f32 = np.float32
 
 
+@inlined
+def nearest_code(v, factor):
+    """I: v, rounded to float16, times a factor, to the nearest in -127..127."""
+    v = (from_float16(to_float16(v)) * factor + MAGIC) - MAGIC
+    return to_int(select(v < -127.0, splat(-127.0), select(v > 127.0, splat(127.0), v)))
+
+
 @kernel()
 def int8_encode(w, factors, k, first, last, out):
     """Codes of rows first .. last - 1: w rounded to float16, times the row's factor, to the nearest in -127..127."""
-    row, codes = np.zeros(k + LANES, np.float32), np.empty(k + LANES, np.uint8)
+    room, codes = np.zeros(LANES, np.float32), np.empty(LANES, np.uint8)
     for r in range(first, last):
-        row[:k] = w[r * k : (r + 1) * k]
-        for i in range(0, k, LANES):
-            v = (from_float16(to_float16(load(row, i))) * splat(factors[r]) + MAGIC) - MAGIC
-            v = select(v < -127.0, splat(-127.0), select(v > 127.0, splat(127.0), v))
-            store(codes, i, to_int(v))
-        out[r * k : (r + 1) * k] = codes[:k]
+        i, end, factor = r * k, (r + 1) * k, splat(factors[r])
+        while i + LANES <= end:
+            store(out, i, nearest_code(load(w, i), factor))
+            i += LANES
+        if i < end:
+            store_first(out, i, end - i, nearest_code(load_first(w, i, end - i, room), factor), codes)
 
 
 @kernel()

@@ -24,6 +24,10 @@ def features() -> frozenset:
     return frozenset(name for name, has in llvm.get_host_cpu_features().items() if has)
 
 
+def _lanes(order):
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(order)), order)
+
+
 def _sum_lanes(context, builder, sig, a):
     half, add = LANES // 2, builder.fadd if sig.return_type == types.float32 else builder.add
     while half:  # the upper half onto the lower, and so on
@@ -304,6 +308,16 @@ add_bit_4.__doc__ = (
 )
 
 
+def _pick_of_32(context, builder, sig, low, high, index):
+    if HAS_PICK:
+        return _call(builder, "llvm.x86.avx512.vpermi2var.ps.512", low.type, low, index, high)
+    raise NotImplementedError("no instruction that looks up one of 32 numbers")
+
+
+pick_of_32 = _function(F, [F, F, I], _pick_of_32)
+pick_of_32.__doc__ = """pick_of_32(low, high, I) -> F: lane i is index[i] % 32 in two tables; only where HAS_PICK."""
+
+
 def _look_up_bytes(context, builder, sig, table, index):
     if "avx512bw" in features() or "avx2" in features():
         whole = "avx512bw" in features()
@@ -353,15 +367,37 @@ triple_bytes = _function(I, [I], _triple_bytes)
 triple_bytes.__doc__ = """triple_bytes(I) -> I: each byte times 3, the low 8 bits."""
 
 
-def _in_two(context, builder, sig, a, b):
-    pair = ir.Constant(ir.VectorType(ir.FloatType(), 2), ir.Undefined)
-    for i, value in enumerate((a, b)):
-        pair = builder.insert_element(pair, value, ir.Constant(ir.IntType(32), i))
-    return builder.shuffle_vector(pair, pair, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * 8 + [1] * 8))
+def _four_halves(context, builder, sig, array, first, second):
+    """Two 32-bit words, side by side, are four float16, which one instruction converts."""
+    if HAS_HALF:
+        words = ir.Constant(ir.VectorType(ir.IntType(32), 4), [0] * 4)
+        for i, index in enumerate((first, second)):
+            word = _scalar_at(context, builder, sig.args[0], array, index, ir.IntType(32))
+            words = builder.insert_element(words, word, ir.Constant(ir.IntType(32), i))
+        kind = ir.VectorType(ir.FloatType(), 4)
+        halves = builder.bitcast(words, ir.VectorType(ir.IntType(16), 8))
+        halves = builder.bitcast(_part(builder, halves, 0, 4), ir.VectorType(ir.HalfType(), 4))
+        four = builder.fpext(halves, kind)
+        order = [0, 1, 2, 3] + [4] * (LANES - 4)
+        return builder.shuffle_vector(four, ir.Constant(kind, [0.0] * 4), _lanes(order))
+    raise NotImplementedError("no instruction for float16")
 
 
-in_two = _function(F, [types.float32, types.float32], _in_two)
-in_two.__doc__ = """in_two(a, b) -> F: a in lanes 0..7, b in lanes 8..15."""
+four_halves = _function(F, [None, types.intp, types.intp], _four_halves)
+four_halves.__doc__ = """four_halves(bytes, i, j) -> F: the float16 at bytes i, i + 2, j, j + 2, then zeros; only where
+HAS_HALF.
+"""
+
+
+def _in_front(context, builder, sig, *values):
+    front = ir.Constant(ir.VectorType(ir.FloatType(), LANES), [0.0] * LANES)
+    for i, value in enumerate(values):
+        front = builder.insert_element(front, value, ir.Constant(ir.IntType(32), i))
+    return front
+
+
+in_front = _function(F, [types.float32] * 4, _in_front)
+in_front.__doc__ = """in_front(a, b, c, d) -> F: these in lanes 0..3, then zeros."""
 
 
 sum_lanes = _function(types.float32, [F], _sum_lanes)

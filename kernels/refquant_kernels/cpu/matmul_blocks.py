@@ -21,6 +21,7 @@ from refquant_kernels.cpu.decode import DECODERS
 from refquant_kernels.cpu.dequantize import KERNELS
 from refquant_kernels.cpu.machine import prefetch, sum_lanes
 from refquant_kernels.cpu.matmul_k import ROWS, arranged
+from refquant_kernels.cpu.matmul_pairs import PAIRS, in_pairs
 from refquant_kernels.cpu.simd import LANES, fma, load, splat
 
 FEW = 4  # tokens up to which each row is decoded in registers for all of them
@@ -52,9 +53,9 @@ def _rows(x, sums, blocks, per_row, first, last, out):
 
 def _register(name):
     block, itemsize, its_head, its_weights = DECODERS[name]
-    if name in ROWS:
-        kernel = ROWS[name]
-    else:
+    arrange = arranged if name in ROWS else in_pairs if name in PAIRS else lambda tokens, name: (tokens, tokens)
+    kernel = (ROWS | PAIRS).get(name)
+    if kernel is None:
         kernel = specialized(
             _rows, f"matmul_{name.lower()}", size=block, record=itemsize, head=its_head, weights=its_weights
         )
@@ -71,7 +72,7 @@ def _register(name):
             if k % block:  # F16 and BF16 of a ragged width
                 np.matmul(tokens, ops.dequantize(q, backend="numba").T, out=out)
             elif 0 < m <= FEW:
-                given, sums = arranged(tokens, name) if name in ROWS else (tokens, tokens)
+                given, sums = arrange(tokens, name)
                 in_pieces(
                     lambda first, last: kernel(given, sums, data, k // block, first, last, out),
                     n,

@@ -21,7 +21,7 @@ import numpy as np
 from refquant import ops
 from refquant.grids import as_grid
 from refquant.quantized import find_format
-from refquant_kernels.cpu.activations import round_q8_0, round_q8_k
+from refquant_kernels.cpu.activations import round_q8_0, round_q8_k, sums_of_runs
 from refquant_kernels.cpu.compile import PRODUCT, in_pieces, inlined, specialized
 from refquant_kernels.cpu.decode import half
 from refquant_kernels.cpu.machine import (
@@ -232,11 +232,11 @@ def _register(name):
         n, k = q.shape
         codes, scale_x = round_q8_k(np.asarray(x, np.float32).reshape(-1, k))
         m = len(codes)
-        sums = sums_in_lanes(codes.reshape(m, k // 256, 16, 16).sum(axis=3, dtype=np.int32), name)
+        in_lanes = sums_in_lanes(sums_of_runs(codes, 16).reshape(m, k // 256, 16), name)
         ordered = np.take(codes, order_of(order), axis=2).reshape(m, k).view(np.uint8)
         out = np.empty((m, n), np.float32)
         data = np.ascontiguousarray(q.arrays["blocks"]).reshape(-1)
-        tables = ordered, scale_x, sums.reshape(m, k // 16)
+        tables = ordered, scale_x, in_lanes.reshape(m, k // 16)
         in_pieces(lambda a, b: kernel(*tables, data, k // 256, a, b, out), n, max(1, PRODUCT // k))
         return out.reshape(*x.shape[:-1], n)
 

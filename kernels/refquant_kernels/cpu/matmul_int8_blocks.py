@@ -13,17 +13,18 @@ import numpy as np
 
 from refquant import ops
 from refquant.codebooks import E2M1_DOUBLED, IQ4_VALUES
-from refquant_kernels.cpu.activations import round_q8_0, round_q8_k
+from refquant_kernels.cpu.activations import round_q8_0, round_q8_k, sums_of_runs
 from refquant_kernels.cpu.compile import PRODUCT, in_pieces, inlined, specialized
-from refquant_kernels.cpu.decode import half, head_mxfp4
+from refquant_kernels.cpu.decode import half, halves, head_mxfp4
 from refquant_kernels.cpu.machine import (
     SIGNED_EXCESS,
     above_85,
     above_170,
     add_bit_4,
+    arrange,
     dot_bytes,
     dot_signed,
-    in_two,
+    in_front,
     load_52,
     load_quarters,
     load_two,
@@ -92,67 +93,82 @@ def codes_mxfp4(blocks, i, j):
     return look_up_bytes(load(E2M1_TABLE, 0), nibbles(load_quarters(blocks, i + 1, j + 1)))
 
 
+# head(blocks, i, j): F, in lanes 0 and 2 the scales d of the blocks at bytes i and j, in 1 and 3 their minima; without
+# minima what stands in 1 and 3 is not used (`decode.halves`)
+
+
 @inlined
-def scale_mxfp4(blocks, at):
-    return head_mxfp4(blocks, at)[0]
+def heads_mxfp4(blocks, i, j):
+    return in_front(head_mxfp4(blocks, i)[0], 0, head_mxfp4(blocks, j)[0], 0)
 
 
-record, codes, scale, dot, has_min = None, None, None, None, None  # given by `specialized`, for each format
+to_each_half = arrange([0] * 8 + [2] * 8)  # d to the lanes of its block
+record, codes, head, dot, has_min = None, None, None, None, None  # given by `specialized`, for each format
 
 
 def _pairs(x, starts, scale_x, sums, blocks, per_row, first, last, out):
     """out[t, r] for all tokens t and rows first .. last - 1, of `per_row` blocks each, two at a time.
 
     x: uint8 [m, 64 p], the bytes of signed codes; starts: int32 [m, 16 p]; scale_x: [m, 16 p], of each lane; sums
-    [m, 2 p], of the decoded activations of each block. Where the last pair is half, all are 0 there.
+    [m, 16 p]: in lanes 1 and 3, where the minima are, those of the decoded activations of the two blocks, else 0.
+    Where the last pair is half, all are 0 there.
     """
     for t in range(x.shape[0]):
         tokens, starts_of_token, scales, sums_of_token = x[t], starts[t], scale_x[t], sums[t]
         for r in range(first, last):
-            total, rest = splat(0.0), f32(0)
+            total, rest = splat(0.0), splat(0.0)
             for b in range(0, per_row, 2):
                 i = record * (r * per_row + b)
                 j = i + record if b + 1 < per_row else i
                 for line in range(0, 2 * record, 64):
                     prefetch(blocks, i + AHEAD + line)
                 products = dot(load(starts_of_token, 8 * b), codes(blocks, i, j), load_words(tokens, 32 * b))
-                factor = load(scales, 8 * b) * in_two(scale(blocks, i), scale(blocks, j))
-                total = fma(to_float(products), factor, total)
+                d_and_min = head(blocks, i, j)
+                total = fma(to_float(products), load(scales, 8 * b) * to_each_half(d_and_min), total)
                 if has_min:
-                    rest += half(blocks, i + 2) * sums_of_token[b] + half(blocks, j + 2) * sums_of_token[b + 1]
-            out[t, r] = sum_lanes(total) + rest
+                    rest = fma(d_and_min, load(sums_of_token, 8 * b), rest)
+            out[t, r] = sum_lanes(total + rest if has_min else total)
 
 
 OF_32 = {
-    "Q4_0": (18, codes_q4_0, half, dot_bytes, 8, False),
-    "Q4_1": (20, codes_q4_1, half, dot_bytes, 0, True),
-    "Q5_0": (22, codes_q5_0, half, dot_bytes, 16, False),
-    "Q5_1": (24, codes_q5_1, half, dot_bytes, 0, True),
-    "Q8_0": (34, codes_q8_0, half, dot_signed, SIGNED_EXCESS, False),
-    "IQ4_NL": (18, codes_iq4_nl, half, dot_signed, SIGNED_EXCESS, False),
-    "MXFP4": (17, codes_mxfp4, scale_mxfp4, dot_bytes, MXFP4_EXCESS, False),
+    "Q4_0": (18, codes_q4_0, halves, dot_bytes, 8, False),
+    "Q4_1": (20, codes_q4_1, halves, dot_bytes, 0, True),
+    "Q5_0": (22, codes_q5_0, halves, dot_bytes, 16, False),
+    "Q5_1": (24, codes_q5_1, halves, dot_bytes, 0, True),
+    "Q8_0": (34, codes_q8_0, halves, dot_signed, SIGNED_EXCESS, False),
+    "IQ4_NL": (18, codes_iq4_nl, halves, dot_signed, SIGNED_EXCESS, False),
+    "MXFP4": (17, codes_mxfp4, heads_mxfp4, dot_bytes, MXFP4_EXCESS, False),
 }
 
 
 def padded(a: np.ndarray, multiple: int) -> np.ndarray:
     """Zeros after the last column, up to a multiple."""
-    return np.pad(a, ((0, 0), (0, -a.shape[1] % multiple)))
+    short = -a.shape[1] % multiple
+    return np.hstack([a, np.zeros((len(a), short), a.dtype)]) if short else a
 
 
 def starting_sums(ordered: np.ndarray, excess: int) -> np.ndarray:
     """Minus `excess` times the sum of each four codes, int32 [m, k / 4]."""
-    fours = ordered.reshape(len(ordered), ordered.shape[1] // 4, 4)
-    return np.int32(-excess) * fours.sum(axis=2, dtype=np.int32)
+    return np.int32(-excess) * sums_of_runs(ordered, 4)
+
+
+def in_mins(of_blocks: np.ndarray) -> np.ndarray:
+    """Sums of the activations of each block [m, blocks], of each two in lanes 1 and 3 of sixteen: float32 [m, 16 p]."""
+    m, blocks = of_blocks.shape
+    pairs = -(-blocks // 2)
+    lanes = np.zeros((m, pairs, 16), np.float32)
+    lanes[..., 1:4:2] = padded(of_blocks, 2).reshape(m, pairs, 2)
+    return lanes.reshape(m, 16 * pairs)
 
 
 def _register_32(name):
-    size, its_codes, its_scale, its_dot, excess, with_min = OF_32[name]
+    size, its_codes, its_head, its_dot, excess, with_min = OF_32[name]
     kernel = specialized(
         _pairs,
         f"matmul_int8_{name.lower()}",
         record=size,
         codes=its_codes,
-        scale=its_scale,
+        head=its_head,
         dot=its_dot,
         has_min=with_min,
     )
@@ -163,9 +179,9 @@ def _register_32(name):
         n, k = q.shape
         codes, scale_x = round_q8_0(np.asarray(x, np.float32).reshape(-1, k))
         m = len(codes)
-        sums = padded(codes.sum(axis=2, dtype=np.float32) * scale_x, 2)
-        ordered = padded(codes.reshape(m, k), 64)
-        tables = ordered.view(np.uint8), starting_sums(ordered, excess), padded(np.repeat(scale_x, 8, axis=1), 16), sums
+        ordered, each = padded(codes.reshape(m, k), 64), padded(np.repeat(scale_x, 8, axis=1), 16)
+        sums = in_mins(sums_of_runs(codes, 32) * scale_x) if with_min else each  # unused without
+        tables = ordered.view(np.uint8), starting_sums(ordered, excess), each, sums
         out = np.empty((m, n), np.float32)
         data = np.ascontiguousarray(q.arrays["blocks"]).reshape(-1)
         in_pieces(lambda a, b: kernel(*tables, data, k // 32, a, b, out), n, max(1, PRODUCT // k))
@@ -264,8 +280,9 @@ def _register_256(name):
         n, k = q.shape
         codes, scale_x = round_q8_k(np.asarray(x, np.float32).reshape(-1, k))
         m = len(codes)
-        ordered = np.where(order < 0, np.int8(0), codes[..., order])  # [m, blocks, width]
-        ordered = np.ascontiguousarray(ordered).reshape(m, k // 256 * len(order))
+        ordered = np.take(codes, order, axis=2)  # [m, blocks, width]
+        ordered[..., order < 0] = 0
+        ordered = ordered.reshape(m, k // 256 * len(order))
         starts = starting_sums(ordered, excess).reshape(m, k // 256, len(order) // 4 // starts_a_block, starts_a_block)
         starts = starts.sum(axis=2, dtype=np.int32).reshape(m, k // 256 * starts_a_block)
         tables = ordered.view(np.uint8), starts, scale_x

@@ -16,7 +16,7 @@ import numpy as np
 from refquant import ops
 from refquant.errors import BadInput
 from refquant.grids import as_grid
-from refquant_kernels.cpu.activations import round_q8_0
+from refquant_kernels.cpu.activations import round_q8_0, sums_of_runs
 from refquant_kernels.cpu.compile import PRODUCT, in_pieces, specialized
 from refquant_kernels.cpu.int_grids import as_stored, scale_at, zero_at
 from refquant_kernels.cpu.machine import (
@@ -91,15 +91,15 @@ def matmul(x, q):
     run = run_length(q)
     codes, scale_x = round_q8_0(np.asarray(x, np.float32).reshape(-1, k), run, np.float32)
     m = len(codes)
-    sums = codes.sum(axis=2, dtype=np.float32) * scale_x
-    sums = sums.reshape(m, k // size, size // run).sum(axis=2)
+    of_runs = sums_of_runs(codes, run) * scale_x
+    of_groups = of_runs.reshape(m, k // size, size // run).sum(axis=2, dtype=np.float32)
     if bits == 4:
         codes = codes.reshape(m, k // run, run // 2, 2).swapaxes(2, 3)
     ordered, out = np.ascontiguousarray(codes).reshape(m, k).view(np.uint8), np.empty((m, n), np.float32)
     kernel = ROWS[bits, run]
 
     def piece(first, last):
-        kernel(ordered, scale_x, sums, data, scales, width, zeros, size // run, first, last, out)
+        kernel(ordered, scale_x, of_groups, data, scales, width, zeros, size // run, first, last, out)
 
     in_pieces(piece, n, max(1, PRODUCT // k))
     return out.reshape(*x.shape[:-1], n)

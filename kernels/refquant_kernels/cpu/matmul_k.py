@@ -20,8 +20,8 @@ Two ideas:
 import numpy as np
 
 from refquant_kernels.cpu.compile import aligned, inlined, specialized
-from refquant_kernels.cpu.decode import IQ4, IQ4_WORDS, four_bits, half, look_up
-from refquant_kernels.cpu.machine import load_words_twice, prefetch, sum_lanes, word_at
+from refquant_kernels.cpu.decode import IQ4, IQ4_WORDS, four_bits, half, halves, look_up, next_two_bits, two_bits
+from refquant_kernels.cpu.machine import arrange, load_words, load_words_twice, prefetch, sum_lanes, word_at
 from refquant_kernels.cpu.matmul_int8 import AHEAD, NIBBLES, PARTS, in_halves, order_of, places, sums_in_lanes
 from refquant_kernels.cpu.simd import LANES, fma, load, shift_right, splat, splat_int, to_float
 
@@ -58,8 +58,17 @@ def iq4_value(v):
     return look_up(IQ4, IQ4_WORDS, v)
 
 
+@inlined
+def codes_q2_k(blocks, at):
+    """Of which two bits of each byte count: of the first and third vector the lowest, of the others the next."""
+    data = load_words(blocks, at + 16)
+    return data, data, data >> 4, data >> 4
+
+
+broadcast_0, broadcast_1 = arrange([0] * LANES), arrange([1] * LANES)
 # given by `specialized`, for each format: as in `matmul_int8`, and value(v), the number that the lowest byte stands for
-record, codes, scales, value, d_at, min_at, excess, place_0, place_1, place_2, place_3 = [None] * 11
+# in the first and third vector, value_2(v) in the others
+record, codes, scales, value, value_2, d_at, min_at, excess, place_0, place_1, place_2, place_3 = [None] * 12
 
 
 @inlined
@@ -82,23 +91,29 @@ def _rows(x, sums, blocks, per_row, first, last, out):
                 for line in range(0, record, 64):
                     prefetch(blocks, at + AHEAD + line)
                 whole, for_sums = scales(blocks, at)
-                d = half(blocks, at + d_at)
+                if min_at:
+                    both = halves(blocks, at + d_at, at + d_at)
+                    d, subtracted = broadcast_0(both), broadcast_1(both)
+                else:
+                    d = splat(half(blocks, at + d_at))
+                    subtracted = d * np.float32(1 << excess)
                 scale = to_float(whole) * d
                 if min_at or excess:
-                    subtracted = half(blocks, at + min_at) if min_at else d * np.float32(1 << excess)
                     rest = fma(to_float(for_sums) * subtracted, load(sums_of_token, LANES * b), rest)
                 c0, c1, c2, c3 = codes(blocks, at)
                 total = fma(of_bytes(c0, tokens, column, value), place_0(scale), total)
-                total = fma(of_bytes(c1, tokens, column + 64, value), place_1(scale), total)
+                total = fma(of_bytes(c1, tokens, column + 64, value_2), place_1(scale), total)
                 total = fma(of_bytes(c2, tokens, column + 128, value), place_2(scale), total)
-                total = fma(of_bytes(c3, tokens, column + 192, value), place_3(scale), total)
+                total = fma(of_bytes(c3, tokens, column + 192, value_2), place_3(scale), total)
             out[t, r] = sum_lanes(total - rest)
 
 
-_VALUES = {"Q2_K": four_bits, "Q3_K": four_bits, "Q4_K": four_bits, "Q5_K": lowest_byte, "Q6_K": lowest_byte}
-ALL = {name: (*part[:3], _VALUES[name], *part[3:]) for name, part in PARTS.items()}
-ALL["IQ4_XS"] = (136, codes_iq4_xs, scales_iq4_xs, iq4_value, 0, 0, 0, "IQ4_XS")
-_NAMES = ("record", "codes", "scales", "value", "d_at", "min_at", "excess")
+_VALUES = {"Q2_K": (two_bits, next_two_bits), **dict.fromkeys(("Q3_K", "Q4_K"), (four_bits, four_bits))}
+_VALUES |= dict.fromkeys(("Q5_K", "Q6_K"), (lowest_byte, lowest_byte))
+ALL = {name: (*part[:3], *_VALUES[name], *part[3:]) for name, part in PARTS.items()}
+ALL["Q2_K"] = (84, codes_q2_k, *ALL["Q2_K"][2:])
+ALL["IQ4_XS"] = (136, codes_iq4_xs, scales_iq4_xs, iq4_value, iq4_value, 0, 0, 0, "IQ4_XS")
+_NAMES = ("record", "codes", "scales", "value", "value_2", "d_at", "min_at", "excess")
 ROWS = {
     name: specialized(
         _rows, f"matmul_{name.lower()}", **dict(zip(_NAMES, part, strict=False)), **places(name, part[-1])

@@ -48,24 +48,9 @@
 #define GATE 0
 #endif
 
-// In shared memory, the columns of x in a step are as they come or, where there are sums to be made of them anyway, as
-// lanes want them: the pairs 0, 4, 1, 5, 2, 6, 3, 7.
-#ifndef PAIRED
-#define PAIRED HAS_MIN
-#endif
-#ifndef CAP
-#define CAP (32 / WARPS)
-#endif
-
 __device__ __forceinline__ unsigned shared_word(unsigned address) {
     unsigned v;
     asm("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(address));
-    return v;
-}
-
-__device__ __forceinline__ uint2 shared_pair(unsigned address) {
-    uint2 v;
-    asm("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
     return v;
 }
 
@@ -81,7 +66,7 @@ __device__ __forceinline__ void add_record(const unsigned char* record, const f1
     constexpr int CHAINS = VALUE == V_LEVELS || SUBS <= 8 ? 2 : 1;  // of additions, instead of one twice as long
     float d[CHAINS][4];
     float products[2] = {}, minima[2] = {};
-    xs += (PAIRED ? 8 : 4) * t;
+    xs += 4 * t;
 #pragma unroll
     for (int q = 0; q < 4; q++) {
         Codes c = codes_of(record, q, lane);
@@ -92,8 +77,7 @@ __device__ __forceinline__ void add_record(const unsigned char* record, const f1
             uint2 b = {0, 0};
             if (STAGED) {
                 unsigned from = (r == j % 8 ? xs : zeros) + 32 * s;
-                if (PAIRED) b = shared_pair(from);
-                else b = make_uint2(shared_word(from), shared_word(from + 16));
+                b = make_uint2(shared_word(from), shared_word(from + 16));
             } else if (r == j % 8) {
                 b.x = *(const unsigned*)(x + 16 * s + 2 * t), b.y = *(const unsigned*)(x + 16 * s + 2 * t + 8);
             }
@@ -162,13 +146,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv_v3(const uint4* w,
 
 // Put down columns 8 i .. 8 i + 7 of x, and the sums of sub-blocks. All lanes of a warp call it, with neighbouring i.
 __device__ __forceinline__ void put_eight(uint4 v, int i, f16* xs, float* sums) {
-#if PAIRED
-    bool second = i & 1;  // pairs 4 .. 7 of a step; the other half of it is the neighbour's
-    unsigned first = __shfl_xor_sync(~0u, second ? v.x : v.z, 1), last = __shfl_xor_sync(~0u, second ? v.y : v.w, 1);
-    ((uint4*)xs)[i] = second ? make_uint4(first, v.z, last, v.w) : make_uint4(v.x, first, v.y, last);
-#else
     ((uint4*)xs)[i] = v;
-#endif
     if (HAS_MIN) {
         unsigned pairs[4] = {v.x, v.y, v.z, v.w};
         float sum = 0;
@@ -211,16 +189,15 @@ __device__ __forceinline__ float fetch_x(const X* x, int k, int padded, f16* xs,
     }
 #else
     if (aligned) {
-        for (int i = threadIdx.x; i < padded / 8; i += 32 * WARPS) copy16(xs + 8 * i, 8 * i < k ? x + 8 * i : x, 8 * i < k ? 16 : 0);
+        for (int i = threadIdx.x; i < padded / 8; i += 32 * WARPS)
+            copy16(xs + 8 * i, 8 * i < k ? x + 8 * i : x, 8 * i < k ? 16 : 0);
     } else {
         for (int i = threadIdx.x; i < padded / 8; i += 32 * WARPS) ((uint4*)xs)[i] = eight(i);
     }
     commit();
     wait<0>();
-    if (HAS_MIN) {
-        __syncthreads();
+    if (HAS_MIN)  // each thread's own eights have come
         for (int i = threadIdx.x; i < padded / 8; i += 32 * WARPS) put_eight(((uint4*)xs)[i], i, xs, sums);
-    }
 #endif
     return back;
 }
@@ -246,10 +223,11 @@ __device__ __forceinline__ void fetch_x(const X* halves, int k, int padded, f16*
 }
 
 #else
-#define HELD 2  // eights of a thread that are kept from one pass to the next
+#define HELD 2  // eights of a thread that it keeps from one pass to the next
 
 // Make x in shared memory from h; k is a multiple of 4.
-__device__ __forceinline__ void fetch_x(const X* h, const f16* extra, int k, int padded, f16* xs, float* sums, float* parts) {
+__device__ __forceinline__ void fetch_x(const X* h, const f16* extra, int k, int padded, f16* xs, float* sums,
+                                        float* parts) {
     float sum = 0;
     float4 held[HELD][2];
     auto four = [&](int i, int e) {  // e: which half of eight i
@@ -274,7 +252,8 @@ __device__ __forceinline__ void fetch_x(const X* h, const f16* extra, int k, int
         uint2 weights[2];
         for (int e = 0; e < 2; e++) weights[e] = 8 * i + 4 * e < k ? ((const uint2*)extra)[2 * i + e] : make_uint2(0, 0);
         auto pair = [&](float a, float b, unsigned weight) {
-            return to_f16(a * factor * from_f16(weight & 0xffff)) | (unsigned)to_f16(b * factor * from_f16(weight >> 16)) << 16;
+            f16 low = to_f16(a * factor * from_f16(weight & 0xffff));
+            return low | (unsigned)to_f16(b * factor * from_f16(weight >> 16)) << 16;
         };
         put_eight(make_uint4(pair(a.x, a.y, weights[0].x), pair(a.z, a.w, weights[0].y), pair(b.x, b.y, weights[1].x),
                              pair(b.z, b.w, weights[1].y)), i, xs, sums);
@@ -286,9 +265,9 @@ __device__ __forceinline__ void fetch_x(const X* h, const f16* extra, int k, int
 }
 #endif
 
-// Any x and k. Shared memory: the rings, x, 640 bytes of zeros (read from the 64th
-// on: other banks than x's), and what products.gemv_shared counts besides.
-extern "C" __global__ void __launch_bounds__(32 * WARPS, CAP)
+// Any x and k. Shared memory: the rings, x, 640 bytes of zeros (read from the 64th on: other banks than x's), and what
+// products.gemv_shared counts besides.
+extern "C" __global__ void __launch_bounds__(32 * WARPS)
     gemv_v4(const uint4* w, const X* x, const f16* extra, const unsigned* levels, Y* y, int n, int k) {
     extern __shared__ uint4 memory[];
     int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
@@ -336,7 +315,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, CAP)
     fetch_x(x, extra, k, padded, xs, sums, parts);
 #endif
     __syncthreads();
-    unsigned its_x, its_zeros;  // known only from here on
+    unsigned its_x, its_zeros;  // addresses that the compiler knows only from here on
     asm volatile("mov.b32 %0, %2; mov.b32 %1, %3;"
                  : "=&r"(its_x), "=&r"(its_zeros)
                  : "r"((unsigned)__cvta_generic_to_shared(xs)), "r"((unsigned)__cvta_generic_to_shared(zeros) + 64)
@@ -347,7 +326,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, CAP)
         for (; record < records; record += WARPS) {
             wait<STAGES - 1>();
             __syncwarp();
-            add_record<1>(ring + filled * RECORD, 0, its_x + 512 * record, its_zeros, sums + SUBS * record, table, lane, low, high);
+            add_record<1>(ring + filled * RECORD, 0, its_x + 512 * record, its_zeros, sums + SUBS * record, table, lane, low,
+                          high);
             __syncwarp();
             fetch();
         }

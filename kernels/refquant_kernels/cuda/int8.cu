@@ -67,7 +67,8 @@ extern "C" __global__ void finish(const int* integers, const float* x, const sig
     for (int begin = 0; begin < outliers; begin += 16) {
         __syncthreads();
         for (int c = four; c < 16; c += 4)
-            weights[c][output] = begin + c < outliers && row < n ? (float)CB[(i64)row * k + columns[begin + c]] * SCB[row] * level : 0.0f;
+            weights[c][output] =
+                begin + c < outliers && row < n ? (float)CB[(i64)row * k + columns[begin + c]] * SCB[row] * level : 0.0f;
         int token = first + thread % 16, c = thread / 16;
         tokens[c][thread % 16] = begin + c < outliers && token < m ? x[(i64)token * k + columns[begin + c]] : 0.0f;
         __syncthreads();

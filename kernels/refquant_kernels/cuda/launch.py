@@ -345,7 +345,7 @@ class Kernel:
         if index < 0:
             self._refuse(args)
         function = self._functions.get(index) or self.function(index)
-        if shared > self._shared.get(index, 48 << 10):
+        if shared > 49152 and shared > self._shared.get(index, 0):
             with torch().cuda.device(index):  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
                 _driver_call("cuFuncSetAttribute", function, 8, shared)
             self._shared[index] = shared

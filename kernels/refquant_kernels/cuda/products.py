@@ -108,6 +108,8 @@ def gemv_choice(layout: strips.Layout, few: bool = False) -> tuple[int, int, int
     """
     if layout.bits in (4, 5, 6) and (layout.sub <= 32 or layout.value == "V_LEVELS" or few):
         return 8, 3, 2  # scales take time: more independent blocks
+    if layout.bits == 3 and layout.sub <= 32:
+        return 8, 4, 2
     return (16, 3, 1) if layout.bits == 4 else (16, 2, 1)
 
 

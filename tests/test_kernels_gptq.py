@@ -31,6 +31,16 @@ def test_codes_are_the_references(n, k, grid, options):
     np.testing.assert_array_equal(H, before[1])
 
 
+@pytest.mark.parametrize(
+    ("grid", "options"), [("int4-g128", {}), ("int4-g100", {"act_order": True}), ("int4-g700", {"block_size": 50})]
+)
+def test_more_columns_than_one_product_is_wide(grid, options):
+    """And groups that reach over the end of it."""
+    w, H = layer(24, 1100, 2200)
+    got = gptq.quantize(w, H, grid, backend="numba", **options)
+    assert_same_but_for_near_ties(got, gptq.quantize(w, H, grid, **options))
+
+
 def test_one_column():
     w = np.array([[0.3], [-0.7]], np.float32)
     got, want = (gptq.quantize(w, np.ones((1, 1), np.float32), "int4-row", backend=b) for b in ("numba", "numpy"))

@@ -13,7 +13,7 @@
     dequantize    every block format
     activations   rounded to 8 bits
     matmul_int8, matmul_int8_blocks, matmul_int8_grids    products with those
-    matmul_blocks, matmul_k, matmul_pairs    products with float32 activations, every block format
+    matmul_blocks, matmul_k, matmul_pairs, matmul_ternary    products with float32 activations, every block format
     int_grids     quantize, dequantize, matmul of the uniform grids
     codebooks     quantize, dequantize, matmul of NF4 and FP8
     llm_int8      both sides in 8 bits

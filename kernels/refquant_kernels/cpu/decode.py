@@ -23,6 +23,7 @@ from refquant_kernels.cpu.machine import (
     four_halves,
     half_at,
     in_front,
+    load_float16,
     pick,
     word_at,
 )
@@ -55,6 +56,12 @@ def half(blocks, at):
     else:
         value = float_of_bits(rest) * TWO_112
     return -value if bits & u32(0x8000) else value
+
+
+@inlined
+def sixteen_halves(data, at):
+    """F: sixteen float16 from byte `at`."""
+    return load_float16(data, at) if HAS_HALF else from_float16(load_halves(data, at))
 
 
 @inlined

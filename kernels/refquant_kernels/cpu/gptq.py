@@ -17,7 +17,8 @@ Three ideas:
 
       - E_< U_<B  =  D_< R_<< U_<< R_<B U_BB  =  (D_< R_<B) U_BB
 
-  So a block takes what it owes from D and R in one product, of n x i and i x 128, when its turn comes. (Where H is so
+  So a block takes what it owes from D and R in a product of n x i and i x 128, when its turn comes; several blocks
+  share the part that is known when the first of them begins, since BLAS is faster with wider products. (Where H is so
   near singular that the two ways could part, the reference's own function is called.)
 - **The loop within a block** touches each row by itself. Sixteen rows, one a lane, are transposed into 8 KiB, and all
   of the block's columns are gone through before they leave the cache; NumPy passes over all rows for every column.
@@ -40,6 +41,7 @@ PANEL = 256  # columns of a factor that are finished together
 LEAF = 64  # columns of a triangle that is inverted whole
 SPREAD = 1e10  # of the factor's squared diagonal; beyond it the reference's second factorization may fail
 FAR = np.float32(1024)
+WIDE = 512  # columns for which what they owe to all columns before them is one product
 
 
 def invert_lower(L: np.ndarray) -> None:
@@ -156,7 +158,7 @@ def quantize(w, H, grid, block_size, damp, act_order, static_groups, group_param
 
     rows = -(-n // LANES) * LANES  # W1 and what belongs to it are padded to whole groups of sixteen rows
     codes, losses, D = np.empty((n, k), np.uint8), np.empty(k), np.empty((n, k), np.float32)
-    top = np.float32(grid.max_code)
+    top, done = np.float32(grid.max_code), 0
     for i1 in range(0, k, block_size):
         i2 = min(i1 + block_size, k)
         open_groups = [g for g in np.unique(group[i1:i2]) if fitted[g] is None]
@@ -166,7 +168,11 @@ def quantize(w, H, grid, block_size, damp, act_order, static_groups, group_param
         width = max([i2] + [bounds[g + 1] for g in open_groups]) - i1  # the block, and what its groups have after it
         square = slice(i1, i1 + width), slice(i1, i1 + width)
         U1 = (invert_upper(R[square]) if U is None else U[square]).astype(np.float32)
-        updated = W[:, i1 : i1 + width] + (D[:, :i1] @ R32[:i1, i1 : i1 + width]) @ U1
+        if i1 + width > done:  # of the next columns, what they owe to all columns before i1
+            since, done = i1, min(k, i1 + max(width, WIDE))
+            owed = D[:, :i1] @ R32[:i1, i1:done]
+        due = owed[:, i1 - since : i1 - since + width] + D[:, since:i1] @ R32[since:i1, i1 : i1 + width]
+        updated = W[:, i1 : i1 + width] + due @ U1
         B = i2 - i1
         W1, Err1 = np.zeros((rows, B), np.float32), np.zeros((rows, B), np.float32)
         W1[:n] = updated[:, :B]

@@ -20,15 +20,18 @@ from refquant.formats.bits import pack_bits, packed_bytes
 from refquant.grids import as_grid
 from refquant.quantized import Quantized
 from refquant_kernels.cpu.compile import PRODUCT, aligned, helper, in_pieces, inlined, kernel, specialized
-from refquant_kernels.cpu.decode import four_bits, half, two_bits
+from refquant_kernels.cpu.decode import four_bits, half, sixteen_halves, two_bits
 from refquant_kernels.cpu.lanes import MAGIC
 from refquant_kernels.cpu.machine import float_of_bits, load_words, prefetch, sum_lanes, word_at
 from refquant_kernels.cpu.simd import (
     LANES,
     fma,
+    lane_numbers,
     load,
     select,
+    shift_right,
     splat,
+    splat_int,
     store,
     store_float_pairs,
     store_pairs,
@@ -276,15 +279,21 @@ def dequantize(q):
 # ---- matmul
 
 
-BITS, WORDS = None, None  # given by `specialized`: bits a code; whether codes stay in words of 32 bits
+@inlined
+def sixteen_nibbles(data, at):
+    """F: sixteen numbers of 4 bits from byte `at`, the lower half of each byte first."""
+    lane = lane_numbers()
+    first, second = splat_int(np.int32(word_at(data, at))), splat_int(np.int32(word_at(data, at + 4)))
+    return to_float(shift_right(select(lane < 8, first, second), (lane & 7) << 2) & 15)
+
+
+BITS = None  # given by `specialized`: bits a code
 
 
 def _dot_rows(x, sums, data, scales, width, zeros, size, first, last, out):
     """out[t, r] for all tokens and rows first .. last - 1; codes of 2, 4 or 8 bits, whole bytes of vectors in a group.
 
-    x [m, k] with its columns out of order (`out_of_order`); sums [m, G], the sums of x over each group. WORDS, for
-    groups of whole 64 bytes: eight codes of 4 bits lie in a lane, and a shift brings the next one down, where otherwise
-    bytes are spread to a lane each, all through the one port that shuffles.
+    x [m, k] with its columns out of order (`out_of_order`); sums [m, G], the sums of x over each group.
     """
     k, groups, planes = x.shape[1], sums.shape[1], 8 // BITS
     row_bytes, group_bytes, zero_bytes = k // planes, size // planes, (groups * BITS + 7) // 8
@@ -295,20 +304,8 @@ def _dot_rows(x, sums, data, scales, width, zeros, size, first, last, out):
             for g in range(groups):
                 start, column = r * row_bytes + g * group_bytes, g * size
                 even, odd = splat(0.0), splat(0.0)
-                for b in range(start, start + group_bytes, 64 if WORDS else LANES):
+                for b in range(start, start + group_bytes, LANES):
                     prefetch(data, b + AHEAD)
-                    if WORDS:
-                        codes = load_words(data, b)
-                        even = fma(four_bits(codes), load(tokens, column), even)
-                        odd = fma(four_bits(codes >> 4), load(tokens, column + LANES), odd)
-                        even = fma(four_bits(codes >> 8), load(tokens, column + 2 * LANES), even)
-                        odd = fma(four_bits(codes >> 12), load(tokens, column + 3 * LANES), odd)
-                        even = fma(four_bits(codes >> 16), load(tokens, column + 4 * LANES), even)
-                        odd = fma(four_bits(codes >> 20), load(tokens, column + 5 * LANES), odd)
-                        even = fma(four_bits(codes >> 24), load(tokens, column + 6 * LANES), even)
-                        odd = fma(four_bits(codes >> 28), load(tokens, column + 7 * LANES), odd)
-                        column += 8 * LANES
-                        continue
                     codes = load(data, b)
                     if BITS == 8:
                         even = fma(to_float(codes), load(tokens, column), even)
@@ -327,8 +324,48 @@ def _dot_rows(x, sums, data, scales, width, zeros, size, first, last, out):
             out[t, r] = sum_lanes(total) - zero_part
 
 
-DOT_ROWS = {bits: specialized(_dot_rows, f"matmul_int{bits}", BITS=bits, WORDS=False) for bits in (2, 4, 8)}
-DOT_WORDS = specialized(_dot_rows, "matmul_int4_words", BITS=4, WORDS=True)
+@inlined
+def of_words(codes, x, column):
+    """F: in each lane its eight codes of 4 bits times eight activations; a shift brings the next code down."""
+    even, odd = four_bits(codes) * load(x, column), four_bits(codes >> 4) * load(x, column + LANES)
+    even = fma(four_bits(codes >> 8), load(x, column + 2 * LANES), even)
+    odd = fma(four_bits(codes >> 12), load(x, column + 3 * LANES), odd)
+    even = fma(four_bits(codes >> 16), load(x, column + 4 * LANES), even)
+    odd = fma(four_bits(codes >> 20), load(x, column + 5 * LANES), odd)
+    even = fma(four_bits(codes >> 24), load(x, column + 6 * LANES), even)
+    return fma(four_bits(codes >> 28), load(x, column + 7 * LANES), odd) + even
+
+
+@kernel()
+def dot_words(x, sums, data, scales, width, zeros, size, first, last, out):
+    """As `_dot_rows`, codes of 4 bits in groups of whole 64 bytes: not spread to a lane each, all through the one port
+    that shuffles; and the zero-points of sixteen groups settled together, where scales are float16.
+    """  # fmt: skip
+    k, groups = x.shape[1], sums.shape[1]
+    row_bytes, group_bytes, zero_bytes = k // 2, size // 2, (groups + 1) // 2
+    together = groups // LANES * LANES if width == 2 and zeros.size else 0
+    for t in range(x.shape[0]):
+        tokens, sums_of_token = x[t], sums[t]
+        for r in range(first, last):
+            total, rest, zero_part = splat(0.0), splat(0.0), np.float32(0)
+            for g in range(0, together, LANES):
+                zero = sixteen_nibbles(zeros, r * zero_bytes + g // 2)
+                rest = fma(sixteen_halves(scales, 2 * (r * groups + g)) * zero, load(sums_of_token, g), rest)
+            for g in range(together, groups):
+                scale = scale_at(scales, width, r * groups + g)
+                zero_part += scale * zero_at(zeros, r * zero_bytes, 4, g) * sums_of_token[g]
+            for g in range(groups):
+                scale, at, column = scale_at(scales, width, r * groups + g), r * row_bytes + g * group_bytes, g * size
+                prefetch(data, at + AHEAD)
+                part = of_words(load_words(data, at), tokens, column)
+                for b in range(64, group_bytes, 64):
+                    prefetch(data, at + b + AHEAD)
+                    part = part + of_words(load_words(data, at + b), tokens, column + 2 * b)
+                total = fma(splat(scale), part, total)
+            out[t, r] = sum_lanes(total - rest) - zero_part
+
+
+DOT_ROWS = {bits: specialized(_dot_rows, f"matmul_int{bits}", BITS=bits) for bits in (2, 4, 8)}
 
 
 def out_of_order(x, planes):
@@ -344,7 +381,7 @@ def prepare(q):
     step, groups = LANES * 8 // bits if bits in (2, 4, 8) else 0, -(-k // size)
     in_registers = step and size % step == 0 and k % size == 0 and not g_idx.size
     words = bits == 4 and size % 128 == 0
-    dot, planes = (DOT_WORDS, 8) if words else (DOT_ROWS.get(bits), 8 // bits)
+    dot, planes = (dot_words, 8) if words else (DOT_ROWS.get(bits), 8 // bits)
 
     def multiply(x):
         tokens = np.ascontiguousarray(x, np.float32).reshape(-1, k)

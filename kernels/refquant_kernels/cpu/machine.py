@@ -435,6 +435,17 @@ half_at = _function(
     ),
 )
 half_at.__doc__ = """half_at(bytes, i) -> float32 of the float16 at byte i; only where HAS_HALF."""
+
+
+def _load_float16(context, builder, sig, array, index):
+    half = ir.VectorType(ir.HalfType(), LANES)
+    return builder.fpext(
+        _scalar_at(context, builder, sig.args[0], array, index, half), ir.VectorType(ir.FloatType(), LANES)
+    )
+
+
+load_float16 = _function(F, [None, types.intp], _load_float16)
+load_float16.__doc__ = """load_float16(bytes, i) -> F: sixteen float16 from byte i; only where HAS_HALF."""
 word_at = _function(
     types.uint32,
     [None, types.intp],

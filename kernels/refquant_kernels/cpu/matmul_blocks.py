@@ -22,6 +22,7 @@ from refquant_kernels.cpu.dequantize import KERNELS
 from refquant_kernels.cpu.machine import prefetch, sum_lanes
 from refquant_kernels.cpu.matmul_k import ROWS, arranged
 from refquant_kernels.cpu.matmul_pairs import PAIRS, in_pairs
+from refquant_kernels.cpu.matmul_ternary import TERNARY, in_trits
 from refquant_kernels.cpu.simd import LANES, fma, load, splat
 
 FEW = 4  # tokens up to which each row is decoded in registers for all of them
@@ -53,8 +54,9 @@ def _rows(x, sums, blocks, per_row, first, last, out):
 
 def _register(name):
     block, itemsize, its_head, its_weights = DECODERS[name]
-    arrange = arranged if name in ROWS else in_pairs if name in PAIRS else lambda tokens, name: (tokens, tokens)
-    kernel = (ROWS | PAIRS).get(name)
+    kernel, arrange = (ROWS | PAIRS | TERNARY).get(name), lambda tokens, name: (tokens, tokens)
+    for kernels, its_arrange in ((ROWS, arranged), (PAIRS, in_pairs), (TERNARY, in_trits)):
+        arrange = its_arrange if name in kernels else arrange
     if kernel is None:
         kernel = specialized(
             _rows, f"matmul_{name.lower()}", size=block, record=itemsize, head=its_head, weights=its_weights

@@ -15,7 +15,7 @@ from refquant import ops
 from refquant.codebooks import E2M1_DOUBLED, IQ4_VALUES
 from refquant_kernels.cpu.activations import round_q8_0, round_q8_k, sums_of_runs
 from refquant_kernels.cpu.compile import PRODUCT, in_pieces, inlined, specialized
-from refquant_kernels.cpu.decode import half, halves, head_mxfp4
+from refquant_kernels.cpu.decode import half, halves
 from refquant_kernels.cpu.machine import (
     SIGNED_EXCESS,
     above_85,
@@ -44,6 +44,7 @@ from refquant_kernels.cpu.simd import fma, lane_numbers, load, select, splat, sp
 f32 = np.float32
 MXFP4_EXCESS = 12
 IQ4_TABLE = np.tile(IQ4_VALUES, 4).view(np.int32)
+POWERS = np.ldexp(f32(0.5), np.arange(-127, 129)).astype(f32)  # of MXFP4: half of 2^(e - 127), for doubled values
 E2M1_TABLE = np.tile(E2M1_DOUBLED + np.int8(MXFP4_EXCESS), 4).view(np.int32)
 
 
@@ -99,7 +100,7 @@ def codes_mxfp4(blocks, i, j):
 
 @inlined
 def heads_mxfp4(blocks, i, j):
-    return in_front(head_mxfp4(blocks, i)[0], 0, head_mxfp4(blocks, j)[0], 0)
+    return in_front(POWERS[blocks[i]], 0, POWERS[blocks[j]], 0)
 
 
 to_each_half = arrange([0] * 8 + [2] * 8)  # d to the lanes of its block

@@ -1,4 +1,4 @@
-"""matmul of a token or a few with Q4_0 Q4_1 Q5_0 Q5_1: two blocks of 32 at a time, no code moved.
+"""matmul of a token or a few with Q4_0 Q4_1 Q5_0 Q5_1 MXFP4: two blocks of 32 at a time, no code moved.
 
 Must move, 4096 x 4096 weights of Q5_0: 11,534,336 bytes: at 18 GB/s 0.64 ms. Must do, for two blocks, 64 weights: some
 5 operations for their codes, 3 shifts, 4 look-ups and 4 multiplications (with AVX2 twice as many, and 3 masks), 5 for
@@ -12,15 +12,17 @@ its block's activations only.
 import numpy as np
 
 from refquant_kernels.cpu.compile import aligned, inlined, specialized
-from refquant_kernels.cpu.decode import four_bits, four_bits_minus_8, halves
-from refquant_kernels.cpu.machine import HAS_PICK, pick_of_32, prefetch, sum_lanes
+from refquant_kernels.cpu.decode import E2M1, E2M1_WORDS, four_bits, four_bits_minus_8, halves, look_up
+from refquant_kernels.cpu.machine import HAS_PICK, load_quarters, pick_of_32, prefetch, sum_lanes
 from refquant_kernels.cpu.matmul_int8_blocks import (
     AHEAD,
     codes_q4_0,
     codes_q4_1,
     codes_q5_0,
     codes_q5_1,
+    heads_mxfp4,
     in_mins,
+    nibbles,
     padded,
     to_each_half,
 )
@@ -43,7 +45,19 @@ def five_bits_minus_16(v):
     return pick_of_32(load(MINUS_16, 0), load(MINUS_16, LANES), v) if HAS_PICK else to_float((v & 255) - 16)
 
 
-record, codes, value, has_min = None, None, None, None  # given by `specialized`, for each format
+@inlined
+def places_mxfp4(blocks, i, j):
+    """As the codes of the others: places in the table."""
+    return nibbles(load_quarters(blocks, i + 1, j + 1))
+
+
+@inlined
+def e2m1(v):
+    """F: the doubled value of the lowest four bits."""
+    return look_up(E2M1, E2M1_WORDS, v)
+
+
+record, codes, head, value, has_min = None, None, None, None, None  # given by `specialized`, for each format
 
 
 def _rows(x, sums, blocks, per_row, first, last, out):
@@ -57,7 +71,7 @@ def _rows(x, sums, blocks, per_row, first, last, out):
                 j = i + record if b + 1 < per_row else i
                 for line in range(0, 2 * record, 64):
                     prefetch(blocks, i + AHEAD + line)
-                d_and_min = halves(blocks, i, j)
+                d_and_min = head(blocks, i, j)
                 total = fma(of_bytes(codes(blocks, i, j), tokens, 32 * b, value), to_each_half(d_and_min), total)
                 if has_min:
                     rest = fma(d_and_min, load(sums_of_token, 8 * b), rest)
@@ -65,14 +79,17 @@ def _rows(x, sums, blocks, per_row, first, last, out):
 
 
 FORMATS = {
-    "Q4_0": (18, codes_q4_0, four_bits_minus_8, False),
-    "Q4_1": (20, codes_q4_1, four_bits, True),
-    "Q5_0": (22, codes_q5_0, five_bits_minus_16, False),
-    "Q5_1": (24, codes_q5_1, five_bits, True),
+    "Q4_0": (18, codes_q4_0, halves, four_bits_minus_8, False),
+    "Q4_1": (20, codes_q4_1, halves, four_bits, True),
+    "Q5_0": (22, codes_q5_0, halves, five_bits_minus_16, False),
+    "Q5_1": (24, codes_q5_1, halves, five_bits, True),
+    "MXFP4": (17, places_mxfp4, heads_mxfp4, e2m1, False),
 }
 PAIRS = {
-    name: specialized(_rows, f"matmul_{name.lower()}", record=size, codes=its_codes, value=its_value, has_min=with_min)
-    for name, (size, its_codes, its_value, with_min) in FORMATS.items()
+    name: specialized(
+        _rows, f"matmul_{name.lower()}", record=size, codes=its_codes, head=its_head, value=its_value, has_min=with_min
+    )
+    for name, (size, its_codes, its_head, its_value, with_min) in FORMATS.items()
 }
 
 

@@ -15,6 +15,7 @@ RECORD = launch.FOLDER / "measured.json"
 
 def made_up():
     row = {"n": 8192, "k": 28672, "us": 50.0, "bytes": 122_000_000}
+    parts = {"table": "decode", "tokens": 1, "parts": {"products": [7.0, 5.5], "between": 4.25, "ends": 150.4}}
     rows = [
         row | {"table": "ladder", "name": "gemv_v1 int4-g128", "tokens": 1},
         row | {"table": "vectors", "name": "int4-g128", "tokens": 1, "cublas": 166.0, "torch_int4": 64.0},
@@ -22,8 +23,8 @@ def made_up():
             row | {"table": "tokens", "name": "int4-g128", "tokens": m, "cublas": 170.0, "torch_int4": 64.0 * m}
             for m in (1, 16)
         ),
-        row | {"table": "decode", "name": "F16", "tokens": 1, "us": 6000.0, "bytes": 15_000_000_000},
-        row | {"table": "decode", "name": "int4-g128", "tokens": 1, "us": 2000.0, "bytes": 4_000_000_000},
+        row | parts | {"name": "F16", "us": 6000.0, "bytes": 15_000_000_000, "predicted": 6250.0},
+        row | parts | {"name": "int4-g128", "us": 2000.0, "bytes": 4_000_000_000, "predicted": 1800.0},
         row | {"table": "encoders", "name": "Q4_K", "tokens": 1, "us": 290.0},
     ]
     about = {"device": "a GPU", "driver": "1", "torch": "2", "compiler": "13.0", "date": "2026-01-01", "runs": 7}
@@ -34,7 +35,8 @@ def test_tables_say_what_was_measured():
     text = gpu_report.markdown(made_up())
     assert "| gemv_v1 int4-g128 | 8192, 28672 | 1 | 50.0 | 48.8 | 2440 | 98% |" in text
     assert "| int4-g128 | 8192, 28672 | 1 | 50.0 | 48.8 | 2440 | 98% | 166.0 | 64.0 | 3.32 |" in text
-    assert "| int4-g128 | 2000 | 500 | 3.00 | 4.00 | 1600 | 3.75 |" in text
+    assert "| int4-g128 | 2000 | 500 | 3.00 | 4.00 | 1600 | 3.75 | 1800 | 1.11 |" in text
+    assert "int4-g128: 7.0 + 5.5 the products, 4.2 between them, 150 without layers" in text
     assert "| Q4_K | 8192, 28672 | 1 | 290.0 | 48.8 | 421 | 17% | 809.9 |" in text
     assert "`a.cu` abababababababab" in text
 

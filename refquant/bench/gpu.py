@@ -1,11 +1,10 @@
 """`refquant bench gpu`: the CUDA kernels against cuBLAS, torch's int4 product and the memory they read.
 
 Times are medians of replays of a CUDA graph that takes the same product of several copies of the weights in turn, more
-bytes than the L2 cache holds. Weights are random; their values do not matter to the time, but zeros would. Decode is
-one token of a Llama-3-8B-shaped model, everything in one graph, the cache 256 tokens long.
+bytes than the L2 cache holds. Weights are random; their values do not matter to the time, but zeros would.
 
 Tables: ladder (the rungs of a product with one token), vectors (shapes, one token), tokens (1 to 128), formats,
-dequantize, decode; encoders and methods, which are in `gpu_quantize`.
+dequantize; decode and launches, which are in `gpu_decode`; encoders and methods, which are in `gpu_quantize`.
 """
 
 import json
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 import refquant as rq
 from refquant import ops
-from refquant.bench import gpu_quantize, gpu_report
+from refquant.bench import gpu_decode, gpu_quantize, gpu_report
 from refquant.errors import BackendUnavailable
 from refquant.quantized import Quantized, find_format
 
@@ -29,14 +28,13 @@ FORMATS += ("MXFP4", "TQ2_0", "int2-g128", "int3-g128", "int4-g128", "int4-g32-s
 SOURCES = ("decode.cu", "decoder.cu", "gemm.cu", "gemm_sm90.cu", "gemv.cu", "gemv_plain.cu", "read.cu")  # measured here
 SOURCES += gpu_quantize.SOURCES
 ROTATED = 3 << 28  # bytes of the copies together
-CONTEXT = 256
 
 
 def add_arguments(parser) -> None:
     """Add the options of `refquant bench gpu`."""
     parser.add_argument(
         "--tables",
-        default="ladder,vectors,tokens,formats,dequantize,decode,encoders,methods",
+        default="ladder,vectors,tokens,formats,dequantize,decode,launches,encoders,methods",
         help="which (default: all)",
     )
     parser.add_argument("--runs", type=int, default=7, help="replays of each graph (default: %(default)s)")
@@ -115,13 +113,12 @@ class Bench:
         some = self.copies(lambda: self.weights(name, n, k), find_format(name).nbytes((n, k)))
         return self.microseconds([lambda w=w: self.products.multiply(w, x, y, **choice) for w in some])
 
-
-def float16(b: Bench, n: int, k: int, m: int) -> float:
-    """Microseconds of cuBLAS."""
-    torch = b.torch
-    x, y = torch.randn(m, k, device=b.device).half(), torch.empty(m, n, device=b.device, dtype=torch.half)
-    some = b.copies(lambda: torch.randn(n, k, device=b.device, dtype=torch.half), 2 * n * k)
-    return b.microseconds([lambda w=w: torch.mm(x, w.T, out=y) for w in some])
+    def float16(self, n: int, k: int, m: int) -> float:
+        """Microseconds of cuBLAS."""
+        torch, half = self.torch, {"device": self.device, "dtype": self.torch.half}
+        x, y = torch.randn(m, k, **half), torch.empty(m, n, **half)
+        some = self.copies(lambda: torch.randn(n, k, **half), 2 * n * k)
+        return self.microseconds([lambda w=w: torch.mm(x, w.T, out=y) for w in some])
 
 
 def torch_int4(b: Bench, n: int, k: int, m: int) -> float:
@@ -215,7 +212,7 @@ def _token_rungs(b: Bench, n: int, k: int, m: int):
 def vectors(b: Bench):
     """One token, the shapes of large layers."""
     for n, k in SHAPES:
-        peers = {"cublas": float16(b, n, k, 1), "torch_int4": torch_int4(b, n, k, 1)}
+        peers = {"cublas": b.float16(n, k, 1), "torch_int4": torch_int4(b, n, k, 1)}
         yield _row("vectors", "int4-g128", b.product("int4-g128", n, k, 1), n, k, **peers)
 
 
@@ -223,7 +220,7 @@ def tokens(b: Bench):
     """More tokens, one shape."""
     for m in TOKENS:
         n, k = 8192, 28672
-        peers = {"cublas": float16(b, n, k, m), "torch_int4": torch_int4(b, n, k, m)}
+        peers = {"cublas": b.float16(n, k, m), "torch_int4": torch_int4(b, n, k, m)}
         yield _row("tokens", "int4-g128", b.product("int4-g128", n, k, m), n, k, m, **peers)
 
 
@@ -250,31 +247,8 @@ def dequantize(b: Bench):
             yield _row("dequantize", title, us, n, k, nbytes=ops.traffic("dequantize", (n, k), name).bytes)
 
 
-def decode(b: Bench):
-    """One token of a Llama-3-8B-shaped model."""
-    from refquant_kernels.cuda import decoder
-
-    torch, shape = b.torch, decoder.Shape()
-
-    def linear(name):
-        if name == "F16":
-            return lambda n, k: decoder.float16_linear(torch.randn(n, k, device=b.device, dtype=torch.half) * 0.02)
-        return lambda n, k: decoder.StripsLinear(b.weights(name, n, k))
-
-    for name in ("F16", "int4-g128", "Q4_K"):
-        with torch.no_grad():
-            model = decoder.Decoder(shape, linear(name), b.device)
-            model.position.fill_(CONTEXT)
-            graph = model.capture()
-            us = b.replays(graph)
-        sizes = [(many, ops.traffic("matmul", (n, k), name, activation_bytes=2)) for n, k, many in shape.linears()]
-        cache = 4 * shape.layers * shape.kv_heads * 128 * CONTEXT
-        yield _row("decode", name, us, nbytes=cache + sum(many * size.bytes for many, size in sizes))
-        del model, graph
-        torch.cuda.empty_cache()
-
-
-TABLES = {f.__name__: f for f in (ladder, vectors, tokens, formats, dequantize, decode)} | gpu_quantize.TABLES
+TABLES = {f.__name__: f for f in (ladder, vectors, tokens, formats, dequantize)}
+TABLES |= gpu_decode.TABLES | gpu_quantize.TABLES
 
 
 def measure(args, on_row=lambda row: None) -> dict:

@@ -1,8 +1,8 @@
 """The tables of `refquant bench gpu` about quantizing: encoders, GPTQ, AWQ's search, LLM.int8's product.
 
 Weights, 4096 x 4096 float32, are on the GPU already; three matrices take turns, 200 MB, more than the L2 cache holds.
-Encoders and single kernels are replays of a CUDA graph. GPTQ, AWQ and LLM.int8 wait for the GPU within, so they are
-timed by the clock from call to last result: the median of `runs`, after one that is not counted.
+Encoders and single kernels are replays of a CUDA graph. GPTQ and AWQ wait for the GPU within, so they, and LLM.int8,
+are timed by the clock from call to last result: the median of `runs`, after one that is not counted.
 
     encoders      every format, and with an importance; the rungs of Q4_K, IQ4_XS and int4-g128
     methods       GPTQ (Hessian given) and its parts, AWQ's search, LLM.int8's product against cuBLAS float16
@@ -16,7 +16,7 @@ from refquant import ops
 from refquant.grids import as_grid
 
 SOURCES = ("quantize_k.cu", "quantize_k_plain.cu", "quantize_legacy.cu", "quantize_iq.cu", "quantize_rounded.cu")
-SOURCES += ("quantize_int.cu", "quantize_codebook.cu", "gptq.cu")
+SOURCES += ("quantize_int.cu", "quantize_codebook.cu", "gptq.cu", "int8.cu")
 N = K = 4096
 BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
 BLOCKS += ("TQ1_0", "TQ2_0", "MXFP4", "F16", "BF16")
@@ -60,7 +60,7 @@ def encoders(b):
 
 
 def methods(b):
-    """What waits for the GPU within."""
+    """What is timed by the clock."""
     from refquant_kernels.cuda import awq, gptq
     from refquant_kernels.cuda import quantize_grids as g
 

@@ -10,6 +10,7 @@ TITLES = {
     "formats": "One token, 4096 x 14336, every format",
     "dequantize": "dequantize to float32, 4096 x 14336",
     "decode": "Decode: one token of a Llama-3-8B-shaped model, 256 tokens in the cache",
+    "launches": "A launch from Python, by the clock: three arguments, checked",
     "encoders": "quantize, 4096 x 4096, and the rungs of Q4_K, IQ4_XS, int4-g128",
     "methods": "GPTQ with the Hessian given, AWQ's search, LLM.int8's product: by the clock",
 }
@@ -72,16 +73,31 @@ def _table(table: str, rows: list[dict], bandwidth: float):
 
 
 def _decode(rows: list[dict], bandwidth: float):
-    """Measured and predicted; the prediction is bytes / bandwidth and nothing else, as `bandwidth.roofline` has it."""
-    header = ["weights", "us a token", "tokens/s", "against float16", "GB a token", "predicted us"]
-    yield "| " + " | ".join([*header, "predicted against float16"]) + " |"
-    yield "|---|" + "---:|" * 6
+    """Measured and predicted: bytes / bandwidth, as `bandwidth.roofline` has it; the sum of parts measured alone."""
+    yield (
+        "Predicted: from the bytes at the bandwidth read alone; and from parts, each measured alone: the four products "
+        "of a layer at their sizes, what lies between them, and a model without layers (embedding, head, next token)."
+    )
+    yield ""
+    header = ["weights", "us a token", "tokens/s", "against float16", "GB a token", "from bytes, us", "against float16"]
+    yield "| " + " | ".join([*header, "from parts, us", "measured / from parts"]) + " |"
+    yield "|---|" + "---:|" * 8
     first = rows[0]
     for row in rows:
-        predicted = row["bytes"] / bandwidth * 1e6
         cells = [row["name"], f"{row['us']:.0f}", f"{1e6 / row['us']:.0f}", f"{first['us'] / row['us']:.2f}"]
-        cells += [f"{row['bytes'] / 1e9:.2f}", f"{predicted:.0f}", f"{first['bytes'] / row['bytes']:.2f}"]
+        cells += [f"{row['bytes'] / 1e9:.2f}", f"{row['bytes'] / bandwidth * 1e6:.0f}"]
+        cells += [
+            f"{first['bytes'] / row['bytes']:.2f}",
+            f"{row['predicted']:.0f}",
+            f"{row['us'] / row['predicted']:.2f}",
+        ]
         yield "| " + " | ".join(cells) + " |"
+    yield ""
+    yield "Parts, us: " + "; ".join(
+        f"{row['name']}: {' + '.join(f'{us:.1f}' for us in row['parts']['products'])} the products, "
+        f"{row['parts']['between']:.1f} between them, {row['parts']['ends']:.0f} without layers"
+        for row in rows
+    )
 
 
 def without_gpu_part(text: str) -> str:

@@ -5,6 +5,7 @@ import contextlib
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
 
 from refquant.errors import BadInput
@@ -48,9 +49,19 @@ def replace(block: nn.Module, name: str, layer: nn.Module) -> None:
     setattr(block.get_submodule(parent) if parent else block, attribute, layer)
 
 
+class _EmptyOnMeta(TorchFunctionMode):
+    """`torch.empty`, from which layers make their weights, gives tensors without memory."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}) | ({"device": "meta"} if function is torch.empty else {}))
+
+
 @contextlib.contextmanager
 def without_parameters():
-    """Modules made in here get parameters without memory or values; buffers (rotary frequencies) are computed."""
+    """Modules made in here get parameters without memory or values; buffers (rotary frequencies) are computed.
+
+    Freeing what a layer allocated would not do: between large blocks that come and go the heap falls into pieces.
+    """
     register = nn.Module.register_parameter
 
     def register_empty(module, name, parameter):
@@ -59,6 +70,7 @@ def without_parameters():
 
     nn.Module.register_parameter = register_empty
     try:
-        yield
+        with _EmptyOnMeta():
+            yield
     finally:
         nn.Module.register_parameter = register

@@ -6,7 +6,7 @@ compute-sanitizer --tool racecheck python tests/gpu/small_cases.py
 
 import numpy as np
 import torch
-from refquant_kernels.cuda import decoder, dequantize, launch, products, strips
+from refquant_kernels.cuda import decoder, dequantize, launch, products, quantize_grids, strips
 
 import refquant as rq
 
@@ -30,7 +30,7 @@ def main() -> None:
     w = strips.pack(q, DEVICE)
     v3 = launch.load("gemv.cu", "gemv_v3", WARPS=4, **products._types(x, y), **w.layout.defines)
     v3((3, 1, 1), (128, 1, 1), w.data, x, products._levels(w), y, 40, 512)
-    for name in ("int4-g128", "Q4_K", "Q3_K", "nf4"):
+    for name in ("int4-g128", "Q4_K", "Q3_K", "Q2_K", "nf4"):
         for dtype in (torch.float16, torch.bfloat16):
             w = packed(name, 150, 768)
             for m in (1, 20):
@@ -46,6 +46,9 @@ def main() -> None:
         model = decoder.Decoder(shape, linear, DEVICE)
         for _ in range(3):
             model.step()
+    x = torch.randn(20, 256, device=DEVICE)
+    x[:, ::9] = 8
+    quantize_grids.multiply_int8(x, torch.ones(40, 256, dtype=torch.int8, device=DEVICE), torch.ones(40, device=DEVICE))
     data = torch.zeros(1 << 12, dtype=torch.int64, device=DEVICE)
     launch.load("read.cu", "read_all")((2, 1, 1), (64, 1, 1), data, products._nothing(DEVICE, torch.int32), 1 << 11)
     torch.cuda.synchronize()

@@ -217,6 +217,28 @@ def test_graphs_and_streams():
         assert not torch.equal(y, want)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_a_second_gpu():
+    """The tensors say where, whatever the current device; what is packed for one is not used on the other."""
+    q = quantized("int4-g128", 200, 1000)
+    w = torch.from_numpy(rq.dequantize(q))
+    for device in ("cuda:1", "cuda:0", "cuda:1"):
+        for m in (1, 20):
+            x = torch.randn(m, 1000, device=device).half()
+            got = products.prepare(q, device)(x, wide=True)
+            assert got.device == x.device
+            assert_accurate(got, x, w.to(device))
+    with torch.cuda.device(1):
+        x = np.random.default_rng().standard_normal((3, 1000)).astype(np.float16)
+        assert_accurate(torch.from_numpy(rq.matmul(x, q, backend="cuda")), torch.from_numpy(x), w)
+        np.testing.assert_array_equal(rq.dequantize(q, backend="cuda"), rq.dequantize(q))
+    kernel = launch.load("decoder.cu", "gate")
+    with pytest.raises(BadInput, match="expected one GPU"):
+        kernel(
+            (1, 1, 1), (32, 1, 1), torch.zeros(64, device="cuda:0").half(), torch.zeros(32, device="cuda:1").half(), 32
+        )
+
+
 def test_what_a_kernel_does_not_take():
     kernel = launch.load("decoder.cu", "gate")
     ab, y = torch.zeros(64, device="cuda").half(), torch.zeros(32, device="cuda").half()

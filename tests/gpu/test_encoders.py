@@ -77,6 +77,6 @@ def test_awq(grid):
 
 
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 8, 16), (9, 33, 257), (40, 16, 64), (200, 512, 384)])
-@pytest.mark.parametrize("threshold", [None, 0.0])
+@pytest.mark.parametrize("threshold", [None, 0.0, 1.5])
 def test_llm_int8(m, n, k, threshold):
     cuda_cases.check_int8(m, n, k, threshold)

@@ -8,13 +8,14 @@ Reading order:
     decode.cu         what the bytes of every format stand for;  dequantize: the operation
     gemv_plain.cu     two first attempts at a product with one token
     strips.cuh        weights in the order of the tensor cores;  strips: packing them
+    tokens.cuh        activations and results, alike in all products
     gemv.cu           products with one token
     gemm.cu           products with more; gemm_sm90.cu (wgmma.cuh): on Hopper;  products: the operation
     decoder.cu        what a model does between its products;  decoder: one token, as a CUDA graph
     tensors           between NumPy and the GPU
     encoders          quantize to the block formats: quantize_k.cu (and _plain), quantize_legacy.cu, quantize_iq.cu,
                       quantize_rounded.cu, which share arithmetic.cuh, searches.cuh, k_blocks.cuh, tile.cuh
-    quantize_grids    RTN, NF4, FP8, LLM.int8: quantize_int.cu, quantize_codebook.cu, which share int_grid.cuh
+    quantize_grids    RTN, NF4, FP8, LLM.int8: quantize_int.cu, quantize_codebook.cu, which share int_grid.cuh; int8.cu
     gptq, awq         gptq.cu; products and factors by torch
 """
 

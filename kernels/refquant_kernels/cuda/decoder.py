@@ -55,6 +55,10 @@ class StripsLinear:
         """Write silu(a) b to y, where a and b are the product with h / rms(h) * weight: eight rows of a, eight of b."""
         products.gemv(self.strips, h, y, made_by={"INPUT": "I_NORM", "GATE": 1}, extra=weight)
 
+    def joined(self, halves, h) -> None:
+        """Add the product with what `attend` left to h."""
+        products.gemv(self.strips, halves, h, made_by={"INPUT": "I_HALVES", "ADD": 1})
+
     def added(self, x, h) -> None:
         """Add the product with x to h."""
         products.gemv(self.strips, x, h, made_by={"ADD": 1})
@@ -96,7 +100,8 @@ class Decoder:
         sizes = {"x": s.width, "qkv": fused, "attended": s.heads * 128, "more": s.width, "gated": s.hidden}
         sizes |= {"both": 2 * s.hidden, "logits": s.vocabulary}
         self.buffers = {name: torch.zeros(1, size, **half) for name, size in sizes.items()}
-        self.kernels = {name: launch.load("decoder.cu", name) for name in ("normalize", "attend", "gate")}
+        self.halves = torch.zeros(2 * s.heads * 130, **half)  # a float32 is two of them
+        self.kernels = {name: launch.load("decoder.cu", name) for name in ("normalize", "attend", "join", "gate")}
         self.graph = None
 
     def _normalize(self, weight, add: bool):
@@ -125,27 +130,44 @@ class Decoder:
         b, (qkv, o, gate_up, down) = self.buffers, layer["linears"]
         qkv.normalized(self.h, layer["norms"][0], b["qkv"])
         self._attend(layer["caches"])
-        o.added(b["attended"], self.h)
+        o.joined(self.halves, self.h)
         gate_up.gated(self.h, layer["norms"][1], b["gated"])
         down.added(b["gated"], self.h)
 
     def _layer(self, layer, first: bool):
         """The same with products that can do nothing else."""
-        s, b, (qkv, o, gate_up, down) = self.shape, self.buffers, layer["linears"]
+        b, (qkv, o, gate_up, down) = self.buffers, layer["linears"]
         self._normalize(layer["norms"][0], add=not first)
         qkv(b["x"], b["qkv"])
         self._attend(layer["caches"])
+        self._join()
         o(b["attended"], b["more"])
         self._normalize(layer["norms"][1], add=True)
         gate_up(b["x"], b["both"])
-        grid = (-(-s.hidden // 256), 1, 1)
-        self.kernels["gate"](grid, (256, 1, 1), b["both"], b["gated"], s.hidden, overlap=True)
+        self._gate()
         down(b["gated"], b["more"])
+
+    def between_products(self, layer) -> None:
+        """Launch what a layer launches besides its products: for measurements."""
+        if not isinstance(self.head, StripsLinear):
+            for norm in layer["norms"]:
+                self._normalize(norm, add=True)
+            self._join()
+            self._gate()
+        self._attend(layer["caches"])
+
+    def _join(self):
+        args = (self.halves, self.buffers["attended"], self.shape.heads)
+        self.kernels["join"]((self.shape.heads, 1, 1), (128, 1, 1), *args, overlap=True)
+
+    def _gate(self):
+        b, k = self.buffers, self.shape.hidden
+        self.kernels["gate"]((-(-k // 256), 1, 1), (256, 1, 1), b["both"], b["gated"], k, overlap=True)
 
     def _attend(self, caches):
         s, b = self.shape, self.buffers
-        args = (b["qkv"], self.cosine, self.sine, *caches, self.position, b["attended"], s.heads, s.kv_heads, s.places)
-        self.kernels["attend"]((s.heads, 1, 1), (256, 1, 1), *args, shared=4 * s.places, overlap=True)
+        args = (b["qkv"], self.cosine, self.sine, *caches, self.position, self.halves, s.heads, s.kv_heads, s.places)
+        self.kernels["attend"]((2 * s.heads, 1, 1), (256, 1, 1), *args, shared=2 * s.places + 8, overlap=True)
 
     def capture(self):
         """Record the step as a CUDA graph and return it; `replay()` is one token."""

@@ -21,21 +21,12 @@
 // compile with: -DX=f16 -DY=float -DIS_BF16=0 -DRT=2 -DNT=2 -DRW=4 -DCW=1 -DSTAGES=2 -DBITS=3 -DSUB=16 -DHEADER=14 -DVALUE=V_OFFSET -DOFFSET=4 -DSCALE=S_Q3_K
 // compile with: -DX=f16 -DY=float -DIS_BF16=0 -DRT=1 -DNT=2 -DRW=8 -DCW=1 -DSTAGES=3 -DBITS=4 -DSUB=64 -DHEADER=16 -DVALUE=V_LEVELS -DSCALE=S_F32
 #include "strips.cuh"
+#include "tokens.cuh"
 
 #define THREADS (32 * RW * CW)
 #define TOKENS (8 * NT * CW)
 #define STRIPS (RW * RT)
 #define STAGE (STRIPS * RECORD + 512 * TOKENS + (HAS_MIN ? 4 * SUBS * TOKENS : 0))  // bytes
-#ifndef Y
-#define Y float
-#endif
-
-__device__ __forceinline__ void mma_first(float d[4], const unsigned a[4], uint2 b) {  // d = a b
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%10, %10, %10, %10};"
-        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y), "f"(0.0f));
-}
 
 // Two tiles of 8 tokens (or one) by the 16 columns of a step, as mma.sync wants its second operand.
 template <int TWO>
@@ -51,36 +42,13 @@ __device__ __forceinline__ void load_matrices(uint2* b, const unsigned char* row
                      : "r"(address));
 }
 
-__device__ __forceinline__ void store(Y* y, float value) {
-#if defined(Y_HALF)
-    put_half(y, value, IS_BF16);
-#else
-    put(y, value);
-#endif
-}
-
 // x [m, k] as float16 [m up to TOKENS, k up to 256], zeros behind; `back` [m] undoes the power of two that bfloat16
 // needs; sums of sub-blocks [m / TOKENS, k / SUB, TOKENS]. A block of 256 threads a token.
 extern "C" __global__ void prepare(const X* x, f16* xs, float* back, float* sums, int m, int k) {
-    __shared__ unsigned all[8];
     int token = blockIdx.x, padded = (k + 255) / 256 * 256;
     const X* from = x + (long long)token * k;
     f16* to = xs + (long long)token * padded;
-    let_next_begin();
-    wait_for_previous();
-    float factor = 1;
-#if IS_BF16
-    unsigned largest = 0;
-    for (int i = threadIdx.x; token < m && i < k; i += 256) largest = max(largest, from[i] & 0x7fffu);
-    largest = __reduce_max_sync(~0u, largest);
-    if (threadIdx.x % 32 == 0) all[threadIdx.x / 32] = largest;
-    __syncthreads();
-    for (int i = 0; i < 8; i++) largest = max(largest, all[i]);
-    int e = largest >> 7;  // the largest is to lie between 2^14 and 2^15
-    e = largest == 0 || e == 255 ? 127 : min(max(14 + 127 - e + 127, 1), 253);
-    factor = __uint_as_float((unsigned)e << 23);
-    if (threadIdx.x == 0) back[token] = __uint_as_float((unsigned)(254 - e) << 23);
-#endif
+    float factor = begin_token(from, k, token < m, back + token);
     for (int i = threadIdx.x; i < padded; i += 256) {
         f16 value = 0;
 #if IS_BF16
@@ -201,11 +169,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
                     for (int v = 0; v < RT; v++) {
                         const unsigned char* row = mine + v * RECORD + r * HEADER;
-                        float scale[2], minimum[2];
-                        scales_of(row, j & ~1, scale, minimum);
-                        float low = UNIT * (j & 1 ? scale[1] : scale[0]), low_min = j & 1 ? minimum[1] : minimum[0];
-                        scales_of(row + 8 * HEADER, j & ~1, scale, minimum);
-                        float high = UNIT * (j & 1 ? scale[1] : scale[0]), high_min = j & 1 ? minimum[1] : minimum[0];
+                        float low, low_min, high, high_min;
+                        scale_of(row, j, low, low_min), scale_of(row + 8 * HEADER, j, high, high_min);
 #pragma unroll
                         for (int c = 0; c < NT; c++) {
                             float* d = total[v][c];

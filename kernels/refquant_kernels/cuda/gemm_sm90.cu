@@ -19,6 +19,7 @@
 // compile with: -DX=f16 -DY=float -DIS_BF16=0 -DTOKENS=16 -DWGS=4 -DSTAGES=4 -DBITS=3 -DSUB=16 -DHEADER=14 -DVALUE=V_OFFSET -DOFFSET=4 -DSCALE=S_Q3_K
 // compile with: -DX=f16 -DY=float -DIS_BF16=0 -DTOKENS=8 -DWGS=4 -DSTAGES=4 -DBITS=4 -DSUB=64 -DHEADER=16 -DVALUE=V_LEVELS -DSCALE=S_F32
 #include "strips.cuh"
+#include "tokens.cuh"
 #include "wgmma.cuh"
 
 #define STRIPS (4 * WGS)
@@ -26,40 +27,14 @@
 #define SUM_BYTES (HAS_MIN ? 4 * SUBS * TOKENS : 0)
 #define STAGE ((X_BYTES + STRIPS * RECORD + SUM_BYTES + 1023) / 1024 * 1024)
 #define CHUNK (SUB >= 64 ? 4 : SUB / 16)  // steps that are decoded, and handed over, together
-#ifndef Y
-#define Y float
-#endif
-
-__device__ __forceinline__ void store(Y* y, float value) {
-#if defined(Y_HALF)
-    put_half(y, value, IS_BF16);
-#else
-    put(y, value);
-#endif
-}
 
 // x [m, k] as float16 in the order that wgmma.cuh describes: for every TOKENS tokens and 256 columns, four matrices of
 // 64 columns; zeros behind m and k. `back` [m] undoes the power of two that bfloat16 needs. sums of sub-blocks
 // [m / TOKENS, k / SUB, TOKENS]. Grid: tokens (a multiple of TOKENS), records / 8; 256 threads, a warp a record.
 extern "C" __global__ void prepare_sm90(const X* x, f16* xs, float* back, float* sums, int m, int k) {
-    __shared__ unsigned all[8];
     int token = blockIdx.x, records = (k + 255) / 256, lane = threadIdx.x & 31;
     const X* from = x + (long long)token * k;
-    let_next_begin();
-    wait_for_previous();
-    float factor = 1;
-#if IS_BF16
-    unsigned largest = 0;
-    for (int i = threadIdx.x; token < m && i < k; i += 256) largest = max(largest, from[i] & 0x7fffu);
-    largest = __reduce_max_sync(~0u, largest);
-    if (lane == 0) all[threadIdx.x / 32] = largest;
-    __syncthreads();
-    for (int i = 0; i < 8; i++) largest = max(largest, all[i]);
-    int e = largest >> 7;  // the largest is to lie between 2^14 and 2^15
-    e = largest == 0 || e == 255 ? 127 : min(max(14 + 127 - e + 127, 1), 253);
-    factor = __uint_as_float((unsigned)e << 23);
-    if (threadIdx.x == 0) back[token] = __uint_as_float((unsigned)(254 - e) << 23);
-#endif
+    float factor = begin_token(from, k, token < m, back + token);
     int record = 8 * blockIdx.y + threadIdx.x / 32, column = 256 * record + 8 * lane;
     if (record >= records) return;
     __align__(16) unsigned short v[8];
@@ -183,11 +158,8 @@ extern "C" __global__ void __launch_bounds__(128 * WGS + 32, 1)
             if ((c + 1) * CHUNK % (SUB / 16) == 0) {
                 int j = 16 * c * CHUNK / SUB;
                 const unsigned char* row = mine + r * HEADER;
-                float scale[2], minimum[2];
-                scales_of(row, j & ~1, scale, minimum);
-                float low = UNIT * scale[j & 1], low_min = minimum[j & 1];
-                scales_of(row + 8 * HEADER, j & ~1, scale, minimum);
-                float high = UNIT * scale[j & 1], high_min = minimum[j & 1];
+                float low, low_min, high, high_min;
+                scale_of(row, j, low, low_min), scale_of(row + 8 * HEADER, j, high, high_min);
 #pragma unroll
                 for (int v = 0; v < TOKENS / 8; v++) {
                     float *d = total + 4 * v, *p = part + 4 * v;

@@ -16,22 +16,21 @@
 // v5  v4 launched with overlap=True          the first records of the next launch are fetched while this one ends.
 //
 // A model's decode step saves launches when a product takes in what lies between it and the one before: INPUT says what x
-// is made of (I_NORM: h / rms(h) * extra, from float32 h: every block does it for itself), with ADD the result is added to
-// y, and with GATE the rows are eight of a and eight of b in turn, and y [n / 2] is silu(a) b: both are in one strip.
-//
-// bfloat16 activations become float16 with a power of two, which is exact for all that lies within 2^-29 of the largest
-// (and in float32's last bits for the rest), so that one kind of tensor-core instruction serves both.
+// is made of (I_NORM: h / rms(h) * extra, from float32 h; I_HALVES: two halves of an attention; every block does it for
+// itself), with ADD the result is added to y, and with GATE the rows are eight of a and eight of b in turn, and y [n / 2]
+// is silu(a) b: both are in one strip.
 //
 // compile with: -DX=f16 -DY=float -DIS_BF16=0 -DBITS=4 -DSUB=128 -DHEADER=6 -DVALUE=V_ZERO -DZEROS=4 -DSCALE=S_F16
 // compile with: -DX=bf16 -DY=bf16 -DY_HALF=1 -DIS_BF16=1 -DBITS=4 -DSUB=32 -DHEADER=16 -DVALUE=V_OFFSET -DOFFSET=0 -DSCALE=S_Q4_K
 // compile with: -DX=float -DY=f16 -DY_HALF=1 -DIS_BF16=0 -DINPUT=I_NORM -DGATE=1 -DBITS=4 -DSUB=32 -DHEADER=16 -DVALUE=V_OFFSET -DOFFSET=0 -DSCALE=S_Q4_K
-// compile with: -DX=f16 -DY=float -DIS_BF16=0 -DADD=1 -DBITS=4 -DSUB=128 -DHEADER=6 -DVALUE=V_ZERO -DZEROS=4 -DSCALE=S_F16
+// compile with: -DX=f16 -DY=float -DIS_BF16=0 -DINPUT=I_HALVES -DADD=1 -DBITS=4 -DSUB=128 -DHEADER=6 -DVALUE=V_ZERO -DZEROS=4 -DSCALE=S_F16
 // compile with: -DX=f16 -DY=float -DIS_BF16=0 -DBITS=2 -DSUB=16 -DHEADER=20 -DVALUE=V_OFFSET -DOFFSET=0 -DSCALE=S_Q2_K
 // compile with: -DX=f16 -DY=float -DIS_BF16=0 -DBITS=3 -DSUB=16 -DHEADER=14 -DVALUE=V_OFFSET -DOFFSET=4 -DSCALE=S_Q3_K
 // compile with: -DX=f16 -DY=float -DIS_BF16=0 -DBITS=8 -DSUB=128 -DHEADER=8 -DVALUE=V_E4M3 -DSCALE=S_F32
 // compile with: -DX=f16 -DY=float -DIS_BF16=0 -DBITS=4 -DSUB=64 -DHEADER=16 -DVALUE=V_LEVELS -DSCALE=S_F32
 // compile with: -DX=f16 -DY=float -DIS_BF16=0 -DBITS=4 -DSUB=32 -DHEADER=8 -DVALUE=V_TABLE -DSCALE=S_IQ4_XS -DTABLE0=0x3f2d1801u -DTABLE1=0x766a5d4eu -DTABLE2=0xa6998d81u -DTABLE3=0xf1d9c5b5u
 #include "strips.cuh"
+#include "tokens.cuh"
 
 #ifndef WARPS
 #define WARPS 16
@@ -39,70 +38,81 @@
 #ifndef STAGES
 #define STAGES 4
 #endif
-#ifndef Y
-#define Y float
-#endif
 #define I_PLAIN 0
 #define I_NORM 1
+#define I_HALVES 2
 #ifndef INPUT
 #define INPUT I_PLAIN
-#endif
-#ifndef ADD
-#define ADD 0
 #endif
 #ifndef GATE
 #define GATE 0
 #endif
 
+__device__ __forceinline__ unsigned shared_word(unsigned address) {
+    unsigned v;
+    asm("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(address));
+    return v;
+}
+
 // Dot products of a record's 16 rows with x; those of rows r and r + 8 are added to `low` and `high` in parts, which
-// are spread over the four lanes of r. sums: of x over the record's sub-blocks. STAGED: xs is in shared memory, and so
-// are 256 `zeros`: it is quicker to read those than not to read.
+// are spread over the four lanes of r. sums: of x over the record's sub-blocks. STAGED: x is at an address of shared
+// memory, and so are zeros: it is quicker to read those than not to read.
 template <int STAGED>
-__device__ __forceinline__ void add_record(const unsigned char* record, const f16* xs, const f16* zeros,
+__device__ __forceinline__ void add_record(const unsigned char* record, const f16* x, unsigned xs, unsigned zeros,
                                            const float* sums, const unsigned* levels, int lane, float& low,
                                            float& high) {
     int r = lane >> 2, t = lane & 3;
     const unsigned char *first = record + r * HEADER, *second = first + 8 * HEADER;
-    float d[2][4] = {};  // even and odd steps: two chains of additions instead of one twice as long
+    constexpr int CHAINS = VALUE == V_LEVELS || SUBS <= 8 ? 2 : 1;  // of additions, instead of one twice as long
+    float d[CHAINS][4];
+    float products[2] = {}, minima[2] = {};
+    xs += 4 * t;
 #pragma unroll
     for (int q = 0; q < 4; q++) {
         Codes c = codes_of(record, q, lane);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             int s = 4 * q + i, j = 16 * s / SUB;
+            bool begins = i < CHAINS && (SUBS > 8 ? q % 2 == 0 : q == 0);
             uint2 b = {0, 0};
-            if (STAGED || r == j % 8) {
-                const f16* from = (r == j % 8 ? xs : zeros) + 16 * s + 2 * t;
-                b.x = *(const unsigned*)from, b.y = *(const unsigned*)(from + 8);
+            if (STAGED) {
+                unsigned from = (r == j % 8 ? xs : zeros) + 32 * s;
+                b = make_uint2(shared_word(from), shared_word(from + 16));
+            } else if (r == j % 8) {
+                b.x = *(const unsigned*)(x + 16 * s + 2 * t), b.y = *(const unsigned*)(x + 16 * s + 2 * t + 8);
             }
             unsigned a[4];
 #if VALUE == V_LEVELS
             unsigned rest[4];
             levels_of(c, i, levels, a, rest);
-            mma(d[0], rest, b);
-            mma(d[1], a, b);
+            if (begins && i == 0) mma_first(d[0], rest, b), mma_first(d[1], a, b);
+            else mma(d[0], rest, b), mma(d[1], a, b);
 #else
             values_of(c, i, offset_of(record, j, lane), a);
-            mma(d[i & 1], a, b);
+            if (begins) mma_first(d[i % CHAINS], a, b);
+            else mma(d[i % CHAINS], a, b);
 #endif
         }
         if (SUBS > 8 ? q & 1 : q == 3) {
             int j = (SUBS > 8 ? 4 * (q - 1) : 0) + 2 * t;
             if (SUBS >= 8 || j < SUBS) {
-                float scale[2], minimum[2];
-                scales_of(first, j, scale, minimum);
-                low += scale[0] * ((d[0][0] + d[1][0]) * UNIT);
-                if (SUBS > 1) low += scale[1] * ((d[0][1] + d[1][1]) * UNIT);
-                if (HAS_MIN) low += minimum[0] * sums[j] + minimum[1] * sums[j + 1];
-                scales_of(second, j, scale, minimum);
-                high += scale[0] * ((d[0][2] + d[1][2]) * UNIT);
-                if (SUBS > 1) high += scale[1] * ((d[0][3] + d[1][3]) * UNIT);
-                if (HAS_MIN) high += minimum[0] * sums[j] + minimum[1] * sums[j + 1];
-            }
 #pragma unroll
-            for (int e = 0; e < 4; e++) d[0][e] = d[1][e] = 0;
+                for (int e = 0; e < 4; e++) d[0][e] += CHAINS > 1 ? d[CHAINS - 1][e] : 0;
+                float2 sum = HAS_MIN ? *(const float2*)(sums + j) : make_float2(0, 0);
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    float scale[2], minimum[2];
+                    scales_of(half ? second : first, j, scale, minimum);
+                    products[half] += scale[0] * d[0][2 * half];
+                    if (SUBS > 1) products[half] += scale[1] * d[0][2 * half + 1];
+                    if (HAS_MIN) minima[half] += minimum[0] * sum.x + minimum[1] * sum.y;
+                }
+            }
         }
     }
+    Common low_has = common_of(first), high_has = common_of(second);
+    low += low_has.scale * UNIT * products[0], high += high_has.scale * UNIT * products[1];
+    if (HAS_MIN) low += low_has.minimum * minima[0], high += high_has.minimum * minima[1];
 }
 
 __device__ __forceinline__ void add_lanes(float& low, float& high) {
@@ -110,16 +120,6 @@ __device__ __forceinline__ void add_lanes(float& low, float& high) {
         low += __shfl_xor_sync(~0u, low, step);
         high += __shfl_xor_sync(~0u, high, step);
     }
-}
-
-__device__ __forceinline__ void store(Y* y, float value) {
-#if ADD
-    *y += value;
-#elif defined(Y_HALF)
-    put_half(y, value, IS_BF16);
-#else
-    put(y, value);
-#endif
 }
 
 #if INPUT == I_PLAIN && !IS_BF16
@@ -131,7 +131,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv_v3(const uint4* w,
     const unsigned char* strip = (const unsigned char*)w + (long long)blockIdx.x * records * RECORD;
     float low = 0, high = 0;
     for (int i = warp; i < records; i += WARPS)
-        add_record<0>(strip + (long long)i * RECORD, x + 256 * i, 0, 0, levels, lane, low, high);
+        add_record<0>(strip + (long long)i * RECORD, x + 256 * i, 0, 0, 0, levels, lane, low, high);
     add_lanes(low, high);
     if ((lane & 3) == 0) parts[warp][lane >> 2] = low, parts[warp][8 + (lane >> 2)] = high;
     __syncthreads();
@@ -144,34 +144,103 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv_v3(const uint4* w,
 
 #endif
 
+// Put down columns 8 i .. 8 i + 7 of x, and the sums of sub-blocks. All lanes of a warp call it, with neighbouring i.
+__device__ __forceinline__ void put_eight(uint4 v, int i, f16* xs, float* sums) {
+    ((uint4*)xs)[i] = v;
+    if (HAS_MIN) {
+        unsigned pairs[4] = {v.x, v.y, v.z, v.w};
+        float sum = 0;
+#pragma unroll
+        for (int p = 0; p < 4; p++) sum += from_f16(pairs[p] & 0xffff) + from_f16(pairs[p] >> 16);
+        for (int step = 1; step < SUB / 8; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+        if (i % (SUB / 8) == 0) sums[i / (SUB / 8)] = sum;
+    }
+}
+
 #if INPUT == I_PLAIN
-// Ask for x in shared memory; the zeros behind its end are written at once.
-__device__ __forceinline__ void fetch_x(const X* x, int k, int padded, f16* xs) {
-    if (k % 8 == 0 && ((unsigned long long)x & 15) == 0) {
-        for (int i = 8 * threadIdx.x; i < padded; i += 8 * 32 * WARPS) copy16(xs + i, i < k ? x + i : x, i < k ? 16 : 0);
+// x in shared memory, as float16. Returns what the result must be multiplied by.
+__device__ __forceinline__ float fetch_x(const X* x, int k, int padded, f16* xs, float* sums, float* parts) {
+    bool aligned = k % 8 == 0 && ((unsigned long long)x & 15) == 0;
+    auto eight = [&](int i) {
+        if (aligned) return 8 * i < k ? __ldcg((const uint4*)x + i) : make_uint4(0, 0, 0, 0);
+        unsigned v[8];
+        for (int e = 0; e < 8; e++) v[e] = 8 * i + e < k ? __ldcg(x + 8 * i + e) : 0;
+        return make_uint4(v[0] | v[1] << 16, v[2] | v[3] << 16, v[4] | v[5] << 16, v[6] | v[7] << 16);
+    };
+    float back = 1;
+#if IS_BF16
+    unsigned largest = 0;
+    for (int i = threadIdx.x; i < padded / 8; i += 32 * WARPS) {
+        uint4 v = eight(i);
+        unsigned pairs[4] = {v.x, v.y, v.z, v.w};
+        for (int p = 0; p < 4; p++) largest = max(largest, max(pairs[p] & 0x7fff, pairs[p] >> 16 & 0x7fff));
+    }
+    largest = __reduce_max_sync(~0u, largest);
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = __uint_as_float(largest);
+    __syncthreads();
+    for (int i = 0; i < WARPS; i++) largest = max(largest, __float_as_uint(parts[i]));
+    float factor = power_for(largest, back);
+    auto half = [&](unsigned pair) {
+        return to_f16(from_bf16(pair & 0xffff) * factor) | (unsigned)to_f16(from_bf16(pair >> 16) * factor) << 16;
+    };
+    for (int i = threadIdx.x; i < padded / 8; i += 32 * WARPS) {  // padded / 8 is a multiple of 32: whole warps
+        uint4 v = eight(i);
+        put_eight(make_uint4(half(v.x), half(v.y), half(v.z), half(v.w)), i, xs, sums);
+    }
+#else
+    if (aligned) {
+        for (int i = threadIdx.x; i < padded / 8; i += 32 * WARPS)
+            copy16(xs + 8 * i, 8 * i < k ? x + 8 * i : x, 8 * i < k ? 16 : 0);
     } else {
-        for (int i = threadIdx.x; i < padded; i += 32 * WARPS) xs[i] = i < k ? x[i] : 0;
+        for (int i = threadIdx.x; i < padded / 8; i += 32 * WARPS) ((uint4*)xs)[i] = eight(i);
     }
     commit();
+    wait<0>();
+    if (HAS_MIN)  // each thread's own eights have come
+        for (int i = threadIdx.x; i < padded / 8; i += 32 * WARPS) put_eight(((uint4*)xs)[i], i, xs, sums);
+#endif
+    return back;
+}
+
+#elif INPUT == I_HALVES
+// Put together what `attend` (decoder.cu) left: results over half of the places each, float16 [2, k], and behind them the
+// logarithms of their weights, float32 [2, k / 128].
+__device__ __forceinline__ void fetch_x(const X* halves, int k, int padded, f16* xs, float* sums) {
+    const float* logs = (const float*)(halves + 2 * k);
+    for (int i = threadIdx.x; i < padded / 8; i += 32 * WARPS) {
+        uint4 x = {0, 0, 0, 0};
+        if (8 * i < k) {
+            uint4 v = __ldcg((const uint4*)halves + i), w = __ldcg((const uint4*)(halves + k) + i);
+            float a = 1 / (1 + __expf(__ldcg(logs + k / 128 + i / 16) - __ldcg(logs + i / 16))), b = 1 - a;
+            auto mix = [&](unsigned v, unsigned w) {
+                f16 low = to_f16(a * from_f16(v & 0xffff) + b * from_f16(w & 0xffff));
+                return low | (unsigned)to_f16(a * from_f16(v >> 16) + b * from_f16(w >> 16)) << 16;
+            };
+            x = make_uint4(mix(v.x, w.x), mix(v.y, w.y), mix(v.z, w.z), mix(v.w, w.w));
+        }
+        put_eight(x, i, xs, sums);
+    }
 }
 
 #else
+#define HELD 2  // eights of a thread that it keeps from one pass to the next
+
 // Make x in shared memory from h; k is a multiple of 4.
-__device__ __forceinline__ void fetch_x(const X* h, const f16* extra, int k, int padded, f16* xs, float* parts) {
+__device__ __forceinline__ void fetch_x(const X* h, const f16* extra, int k, int padded, f16* xs, float* sums,
+                                        float* parts) {
     float sum = 0;
-    float4 held[4];  // all of it, if k is at most 512 WARPS
+    float4 held[HELD][2];
+    auto four = [&](int i, int e) {  // e: which half of eight i
+        return 8 * i + 4 * e < k ? __ldcg((const float4*)h + 2 * i + e) : make_float4(0, 0, 0, 0);
+    };
+    auto add = [&](float4 v) { sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; };
 #pragma unroll
-    for (int u = 0; u < 4; u++) {
-        int i = threadIdx.x + 32 * WARPS * u;
-        held[u] = i < k / 4 ? ((const float4*)h)[i] : make_float4(0, 0, 0, 0);
-    }
+    for (int u = 0; u < HELD; u++)
+        for (int e = 0; e < 2; e++) held[u][e] = four(threadIdx.x + 32 * WARPS * u, e);
 #pragma unroll
-    for (int u = 0; u < 4; u++)
-        sum += held[u].x * held[u].x + held[u].y * held[u].y + held[u].z * held[u].z + held[u].w * held[u].w;
-    for (int i = threadIdx.x + 128 * WARPS; i < k / 4; i += 32 * WARPS) {
-        float4 v = ((const float4*)h)[i];
-        sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-    }
+    for (int u = 0; u < HELD; u++)
+        for (int e = 0; e < 2; e++) add(held[u][e]);
+    for (int i = threadIdx.x + 32 * WARPS * HELD; i < padded / 8; i += 32 * WARPS) add(four(i, 0)), add(four(i, 1));
     for (int step = 16; step; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
     if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = sum;
     __syncthreads();
@@ -179,63 +248,27 @@ __device__ __forceinline__ void fetch_x(const X* h, const f16* extra, int k, int
 #pragma unroll
     for (int i = 0; i < WARPS; i++) sum += parts[i];
     float factor = rsqrtf(sum / k + 1e-5f);
-    auto put4 = [&](int i, float4 v) {
-        uint2 weight = ((const uint2*)extra)[i];
-        unsigned a = to_f16(v.x * factor * from_f16(weight.x & 0xffff)), b = to_f16(v.y * factor * from_f16(weight.x >> 16));
-        unsigned c = to_f16(v.z * factor * from_f16(weight.y & 0xffff)), d = to_f16(v.w * factor * from_f16(weight.y >> 16));
-        ((uint2*)xs)[i] = make_uint2(a | b << 16, c | d << 16);
+    auto put = [&](int i, float4 a, float4 b) {
+        uint2 weights[2];
+        for (int e = 0; e < 2; e++) weights[e] = 8 * i + 4 * e < k ? ((const uint2*)extra)[2 * i + e] : make_uint2(0, 0);
+        auto pair = [&](float a, float b, unsigned weight) {
+            f16 low = to_f16(a * factor * from_f16(weight & 0xffff));
+            return low | (unsigned)to_f16(b * factor * from_f16(weight >> 16)) << 16;
+        };
+        put_eight(make_uint4(pair(a.x, a.y, weights[0].x), pair(a.z, a.w, weights[0].y), pair(b.x, b.y, weights[1].x),
+                             pair(b.z, b.w, weights[1].y)), i, xs, sums);
     };
 #pragma unroll
-    for (int u = 0; u < 4; u++)
-        if (threadIdx.x + 32 * WARPS * u < k / 4) put4(threadIdx.x + 32 * WARPS * u, held[u]);
-    for (int i = threadIdx.x + 128 * WARPS; i < k / 4; i += 32 * WARPS) put4(i, ((const float4*)h)[i]);
-    for (int i = k + threadIdx.x; i < padded; i += 32 * WARPS) xs[i] = 0;
-    commit();
+    for (int u = 0; u < HELD; u++)
+        if (threadIdx.x + 32 * WARPS * u < padded / 8) put(threadIdx.x + 32 * WARPS * u, held[u][0], held[u][1]);
+    for (int i = threadIdx.x + 32 * WARPS * HELD; i < padded / 8; i += 32 * WARPS) put(i, four(i, 0), four(i, 1));
 }
 #endif
 
-// Once it is there: bfloat16 to float16, and the sums of sub-blocks. Returns what the result must be multiplied by.
-__device__ __forceinline__ float finish_x(int padded, f16* xs, float* sums, float* parts) {
-    float factor = 1, back = 1;
-#if IS_BF16
-    unsigned largest = 0;
-    for (int i = threadIdx.x; i < padded / 2; i += 32 * WARPS) {
-        unsigned pair = ((const unsigned*)xs)[i];
-        largest = max(largest, max(pair & 0x7fff, pair >> 16 & 0x7fff));
-    }
-    largest = __reduce_max_sync(~0u, largest);
-    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = __uint_as_float(largest);
-    __syncthreads();
-    for (int i = 0; i < WARPS; i++) largest = max(largest, __float_as_uint(parts[i]));
-    int e = largest >> 7;  // the largest is to lie between 2^14 and 2^15
-    e = largest == 0 || e == 255 ? 127 : min(max(14 + 127 - e + 127, 1), 253);
-    factor = __uint_as_float((unsigned)e << 23), back = __uint_as_float((unsigned)(254 - e) << 23);
-#endif
-    if (IS_BF16 || HAS_MIN)
-        for (int i = threadIdx.x; i < padded / 8; i += 32 * WARPS) {  // padded / 8 is a multiple of 32: whole warps
-            uint4 eight = ((uint4*)xs)[i];
-            unsigned pairs[4] = {eight.x, eight.y, eight.z, eight.w};
-            float sum = 0;
-#pragma unroll
-            for (int p = 0; p < 4; p++) {
-                if (IS_BF16) {
-                    f16 low = to_f16(from_bf16(pairs[p] & 0xffff) * factor), high = to_f16(from_bf16(pairs[p] >> 16) * factor);
-                    ((unsigned*)xs)[4 * i + p] = pairs[p] = low | high << 16;
-                }
-                if (HAS_MIN) sum += from_f16(pairs[p] & 0xffff) + from_f16(pairs[p] >> 16);
-            }
-            if (HAS_MIN) {
-                for (int step = 1; step < SUB / 8; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
-                if (i % (SUB / 8) == 0) sums[i / (SUB / 8)] = sum;
-            }
-        }
-    return back;
-}
-
-// Any x and k. Shared memory: the rings, x, 640 bytes of zeros (read from the 64th
-// on: other banks than x's), and what products.gemv_shared counts besides.
-extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv_v4(const uint4* w, const X* x, const f16* extra,
-                                                                  const unsigned* levels, Y* y, int n, int k) {
+// Any x and k. Shared memory: the rings, x, 640 bytes of zeros (read from the 64th on: other banks than x's), and what
+// products.gemv_shared counts besides.
+extern "C" __global__ void __launch_bounds__(32 * WARPS)
+    gemv_v4(const uint4* w, const X* x, const f16* extra, const unsigned* levels, Y* y, int n, int k) {
     extern __shared__ uint4 memory[];
     int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
     int records = (k + 255) / 256, strips = (n + 15) / 16, padded = 256 * records;
@@ -268,27 +301,33 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv_v4(const uint4* w,
     };
     for (int i = 0; i < STAGES; i++) fetch();
     if (threadIdx.x < 40) ((uint4*)zeros)[threadIdx.x] = make_uint4(0, 0, 0, 0);
-    let_next_begin();
-    wait_for_previous();
-#if INPUT == I_PLAIN
-    fetch_x(x, k, padded, xs);
-#else
-    fetch_x(x, extra, k, padded, xs, parts);
-#endif
 #if VALUE == V_LEVELS
     if (threadIdx.x < 16) table[threadIdx.x] = levels[threadIdx.x];
 #endif
-    wait<0>();
+    let_next_begin();
+    wait_for_previous();
+    float back = 1;
+#if INPUT == I_PLAIN
+    back = fetch_x(x, k, padded, xs, sums, parts);
+#elif INPUT == I_HALVES
+    fetch_x(x, k, padded, xs, sums);
+#else
+    fetch_x(x, extra, k, padded, xs, sums, parts);
+#endif
     __syncthreads();
-    float back = finish_x(padded, xs, sums, parts);
-    if (IS_BF16 || HAS_MIN) __syncthreads();
+    unsigned its_x, its_zeros;  // addresses that the compiler knows only from here on
+    asm volatile("mov.b32 %0, %2; mov.b32 %1, %3;"
+                 : "=&r"(its_x), "=&r"(its_zeros)
+                 : "r"((unsigned)__cvta_generic_to_shared(xs)), "r"((unsigned)__cvta_generic_to_shared(zeros) + 64)
+                 : "memory");
     int record = warp;
     for (int s = 0; s < mine; s++) {
         float low = 0, high = 0;
         for (; record < records; record += WARPS) {
             wait<STAGES - 1>();
             __syncwarp();
-            add_record<1>(ring + filled * RECORD, xs + 256 * record, zeros + 32, sums + SUBS * record, table, lane, low, high);
+            add_record<1>(ring + filled * RECORD, 0, its_x + 512 * record, its_zeros, sums + SUBS * record, table, lane, low,
+                          high);
             __syncwarp();
             fetch();
         }

@@ -95,11 +95,6 @@ def current_stream(device: int) -> int:
     return torch()._C._cuda_getCurrentRawStream(device)
 
 
-def current_device() -> int:
-    """Index of torch's current device."""
-    return torch()._C._cuda_getDevice()
-
-
 @functools.cache
 def properties(device: int) -> tuple[int, int]:
     """Multiprocessors of a device, and bytes of shared memory that one block may have."""
@@ -290,13 +285,16 @@ class Kernel:
             for i, (_, kind) in enumerate(self.parameters)
             if kind[-1] == "*"
         ]
+        self._first = self._pointers[0][0]
+        self._stream, self._current = torch()._C._cuda_getCurrentRawStream, torch()._C._cuda_getDevice
+        self._launch = launcher()
         self._layout = struct.Struct("@" + "".join(SCALARS.get(kind, "P") for _, kind in self.parameters))
         self._buffer = ctypes.create_string_buffer(self._layout.size)
         self._size = ctypes.c_size_t(self._layout.size)
         # CU_LAUNCH_PARAM_BUFFER_POINTER, its address, CU_LAUNCH_PARAM_BUFFER_SIZE, its address, end
         self._extra = (ctypes.c_void_p * 5)(1, ctypes.addressof(self._buffer), 2, ctypes.addressof(self._size), 0)
         self._config, self._configured = ctypes.create_string_buffer(_CONFIG.size), None
-        self._addresses = ctypes.addressof(self._config), ctypes.addressof(self._extra)
+        self._addresses = [ctypes.c_void_p(ctypes.addressof(at)) for at in (self._config, self._extra)]
         self._functions = {}  # by device
         self._shared = {}
 
@@ -311,7 +309,7 @@ class Kernel:
                 module, function = ctypes.c_void_p(), ctypes.c_void_p()
                 _driver_call("cuModuleLoadData", ctypes.byref(module), cubin(self.file, arch, self.options))
                 _driver_call("cuModuleGetFunction", ctypes.byref(function), module, self.name.encode())
-                self._functions[device] = function.value
+                self._functions[device] = function
         return self._functions[device]
 
     def __call__(self, grid, block, *args, shared: int = 0, overlap: bool = False):
@@ -333,7 +331,7 @@ class Kernel:
         """
         if len(args) != len(self.parameters):
             raise BadInput(f"{self.name} takes {[p for p, _ in self.parameters]}, got {len(args)} arguments")
-        index, values = args[self._pointers[0][0]].get_device(), list(args)
+        index, values = args[self._first].get_device(), list(args)
         for i, mask, dtypes in self._pointers:
             arg = args[i]
             values[i] = address = arg.data_ptr()
@@ -347,11 +345,11 @@ class Kernel:
         if index < 0:
             self._refuse(args)
         function = self._functions.get(index) or self.function(index)
-        if shared > self._shared.get(index, 48 << 10):
+        if shared > 49152 and shared > self._shared.get(index, 0):
             with torch().cuda.device(index):  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-                _driver_call("cuFuncSetAttribute", ctypes.c_void_p(function), 8, shared)
+                _driver_call("cuFuncSetAttribute", function, 8, shared)
             self._shared[index] = shared
-        place = index, current_stream(index), grid, block, shared, overlap
+        place = index, self._stream(index), grid, block, shared, overlap
         try:
             self._layout.pack_into(self._buffer, 0, *values)
             if place != self._configured:
@@ -359,23 +357,23 @@ class Kernel:
                 if attributes:
                     # CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT: the same for all that overlap, since a
                     # multiprocessor must run empty before its memory is divided in another way
-                    _driver_call("cuFuncSetAttribute", ctypes.c_void_p(function), 9, 100)
+                    _driver_call("cuFuncSetAttribute", function, 9, 100)
                 at = ctypes.addressof(_OVERLAP)
                 _CONFIG.pack_into(self._config, 0, *grid, *block, shared, place[1], at, attributes)
                 self._configured = place
         except struct.error as problem:
             raise BadInput(f"{self.name}{tuple(p for p, _ in self.parameters)}: {problem}") from None
         config, extra = self._addresses
-        if current_device() == index:
-            status = launcher()(config, function, None, extra)
+        if self._current() == index:
+            status = self._launch(config, function, None, extra)
         else:
             with torch().cuda.device(index):
-                status = launcher()(config, function, None, extra)
+                status = self._launch(config, function, None, extra)
         if status:
             _check(f"launch of {self.name}, grid {grid}, block {block}, {shared} bytes shared", status)
 
     def _refuse(self, args):
-        first = self._pointers[0][0]
+        first = self._first
         for i, mask, dtypes in self._pointers:
             arg, (name, kind) = args[i], self.parameters[i]
             if arg.device != args[first].device or not arg.is_cuda:

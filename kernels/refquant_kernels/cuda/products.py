@@ -101,10 +101,15 @@ def gemv_shared(layout: strips.Layout, k: int, warps: int, stages: int) -> int:
     return warps * stages * layout.record + 2 * padded + 640 + 4 * (2 * warps * 16 + 16) + sums
 
 
-def gemv_choice(layout: strips.Layout) -> tuple[int, int, int]:
-    """Warps of a block, records ahead, blocks a multiprocessor: what was quickest on an H100 (`refquant bench gpu`)."""
-    if layout.bits in (4, 5, 6) and layout.sub <= 32:
+def gemv_choice(layout: strips.Layout, few: bool = False) -> tuple[int, int, int]:
+    """Warps of a block, records ahead, blocks a multiprocessor: what was quickest on an H100 (`refquant bench gpu`).
+
+    `few`: there are no more strips than two for each multiprocessor, and they are short.
+    """
+    if layout.bits in (4, 5, 6) and (layout.sub <= 32 or layout.value == "V_LEVELS" or few):
         return 8, 3, 2  # scales take time: more independent blocks
+    if layout.bits == 3 and layout.sub <= 32:
+        return 8, 4, 2
     return (16, 3, 1) if layout.bits == 4 else (16, 2, 1)
 
 
@@ -113,7 +118,8 @@ def gemv(w, x, y, warps=None, stages=None, blocks=None, overlap=True, made_by=No
     torch = launch.torch()
     (n, k), layout = w.shape, w.layout
     processors, most = launch.properties(x.device.index)
-    chosen = (16, 3, 1) if made_by else gemv_choice(layout)  # few blocks: each makes x
+    few = n <= 2 * strips.ROWS * processors and k <= 8192
+    chosen = (16, 2, 1) if made_by else gemv_choice(layout, few)  # few blocks: each makes x
     warps, stages = warps or chosen[0], stages or chosen[1]
     while gemv_shared(layout, k, warps, stages) > most:
         stages, warps = (stages - 1, warps) if stages > 1 else (stages, warps // 2)
@@ -127,7 +133,12 @@ def gemv(w, x, y, warps=None, stages=None, blocks=None, overlap=True, made_by=No
     extra = _nothing(x.device, torch.float16) if extra is None else extra
     grid = (min(blocks or chosen[2] * processors, -(-n // strips.ROWS)), 1, 1)
     shared = gemv_shared(layout, k, warps, stages)
-    kernel(grid, (32 * warps, 1, 1), w.data, x, extra, _levels(w), y, n, k, shared=shared, overlap=overlap)
+    if made_by:
+        # Among kernels of several kinds, blocks are put wherever there is room: two of a launch on one multiprocessor,
+        # none on another (seen on an H100: 66 of 132 had all the work). So there is no room for two.
+        shared = max(shared, most // 2 + 1024)
+    args = (w.data, x, extra, _levels(w), y, n, k)
+    kernel(grid, (32 * warps, 1, 1), *args, shared=shared, overlap=overlap)
 
 
 _WORK = {}  # workspace and counters of a stream, by device and stream

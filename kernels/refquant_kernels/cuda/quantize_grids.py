@@ -15,7 +15,7 @@ from refquant.methods import llm_int8
 from refquant.methods.nf4 import nest
 from refquant.quantized import Quantized
 from refquant_kernels.cuda import launch
-from refquant_kernels.cuda.tensors import BLOCK, aligned, empty, on_host, run, to_gpu
+from refquant_kernels.cuda.tensors import BLOCK, STRICT, aligned, empty, on_host, run, to_gpu
 
 SPAN = 1024  # neighbours of a row that a thread block takes, in the kernels that go by rows
 
@@ -186,27 +186,35 @@ def matmul_int8(x, q):
     return y.cpu().numpy().reshape(*np.shape(x)[:-1], q.shape[0])
 
 
+_INT8 = ("flag", "encode_tokens", "list_columns", "finish")
+
+
 def multiply_int8(x, CB, SCB, threshold: float = llm_int8.THRESHOLD):
-    """Tokens, float32 tensor [m, k], times the weights CB int8 [n, k], SCB float32 [n]: float32 [m, n]."""
-    torch = launch.torch()
-    large = (x.half().abs() >= threshold) & (threshold > 0)
-    codes, largest = int8_rows(to_half(torch.where(large, 0.0, x)))
-    columns = large.any(dim=0)
-    codes.masked_fill_(columns, 0)
-    y = int_product(codes, CB).float() * (largest[:, None] * SCB) * np.float32(llm_int8.DEQUANTIZE).item()
-    O = columns.nonzero()[:, 0]
-    if len(O):
-        weights = CB[:, O].float() * SCB[:, None] * np.float32(1 / llm_int8.LEVELS).item()
-        y += x[:, O] @ weights.T
+    """Tokens, float32 tensor [m, k], times the weights CB int8 [n, k], SCB float32 [n]: float32 [m, n] (int8.cu)."""
+    torch, (m, k), n = launch.torch(), x.shape, len(CB)
+    if not 0 < threshold <= 65504:
+        to_half(x)  # nothing would keep a number beyond float16 apart
+    x, kernels = aligned(x), {name: launch.load("int8.cu", name, STRICT) for name in _INT8}
+    flags = torch.zeros(k, dtype=torch.int32, device=x.device)
+    kernels["flag"]((max(1, -(-x.numel() // 256)), 1, 1), (256, 1, 1), x, x.numel(), k, threshold, flags)
+    codes, largest = empty((max(m, 32), k), "int8", x), empty(m, "float32", x)  # `_int_mm` wants 17 rows
+    args = (x, flags, m, k, threshold, float(llm_int8.LEVELS), codes, largest)
+    kernels["encode_tokens"]((len(codes), 1, 1), (256, 1, 1), *args)
+    columns, count = empty(k, "int32", x), empty(1, "int32", x)
+    kernels["list_columns"]((1, 1, 1), (256, 1, 1), flags, k, columns, count)
+    integers, y = int_product(codes, CB), empty((m, n), "float32", x)
+    factors = np.float32(llm_int8.DEQUANTIZE).item(), np.float32(1 / llm_int8.LEVELS).item()
+    args = (integers, x, CB, SCB, largest, columns, count, *factors, y, m, n, k, integers.shape[1])
+    kernels["finish"]((max(1, -(-n // 64)), max(1, -(-m // 16)), 1), (256, 1, 1), *args)
     return y
 
 
 def int_product(a, b):
-    """Product of int8 tensors [m, k] and [n, k], int32 [m, n]; `torch._int_mm` wants 17 rows and multiples of 8."""
-    torch, (m, k), n = launch.torch(), a.shape, len(b)
+    """Product of int8 tensors [m, k] and [n, k], int32 [m, at least n]; `torch._int_mm` wants multiples of 8."""
+    torch, k, n = launch.torch(), a.shape[1], len(b)
     pad = torch.nn.functional.pad
-    if m < 32 or k % 16:
-        a = pad(a, (0, -k % 16, 0, max(0, 32 - m)))
+    if k % 16:
+        a = pad(a, (0, -k % 16))
     if k % 16 or n % 16:
         b = pad(b, (0, -k % 16, 0, -n % 16))
-    return torch._int_mm(a, b.T)[:m, :n]
+    return torch._int_mm(a, b.T)

@@ -53,6 +53,10 @@
 #define S_IQ4_XS 8
 #define S_D 9       // one float16
 
+#ifndef OFFSET
+#define OFFSET 0
+#endif
+
 #if VALUE == V_E2M1
 #define UNIT 16384.0f  // what a sum of values is to be multiplied by
 #else
@@ -62,13 +66,39 @@
 
 __device__ __forceinline__ float half_at(const unsigned char* p) { return from_f16(*(const f16*)p); }
 
-// Byte i of a word, as a float.
-__device__ __forceinline__ float byte_of(unsigned word, int i) { return (float)(word >> (8 * i) & 0xff); }
+// Two bytes, each / 2^24: at the bottom of a float16 they are denormal numbers, which is quicker than a conversion. WIDE
+// undoes the division. (Tensor cores would take such numbers for codes as well, but round their products too early.)
+__device__ __forceinline__ void bytes_of(unsigned two, float values[2]) {
+    unsigned wide = __byte_perm(two, 0, 0x4140);
+    values[0] = from_f16(wide & 0xffff), values[1] = from_f16(wide >> 16);
+}
+#define WIDE 16777216.0f
 
 __device__ __forceinline__ unsigned two_bytes(const unsigned char* p) { return *(const unsigned short*)p; }
 
-// Scales of sub-blocks j and j + 1 (j even) of a row, and what their minima add: weight = scale * value + minimum.
-// Where a record has one sub-block only, the second is whatever follows.
+// What all sub-blocks of a row in a record have in common: factors of scales, and of what their minima add.
+struct Common {
+    float scale, minimum;
+};
+
+__device__ __forceinline__ Common common_of(const unsigned char* row) {
+#if SCALE == S_Q2_K
+    return {half_at(row + 16) * WIDE, half_at(row + 18) * (-WIDE / 16)};
+#elif SCALE == S_Q3_K
+    return {half_at(row + 12) * WIDE, 0};
+#elif SCALE == S_Q4_K
+    return {half_at(row) * WIDE, half_at(row + 2) * -WIDE};
+#elif SCALE == S_Q6_K
+    return {half_at(row + 16), 0};
+#elif SCALE == S_IQ4_XS || SCALE == S_D
+    return {half_at(row), 0};
+#else
+    return {1, 1};
+#endif
+}
+
+// Scales of sub-blocks j and j + 1 (j even) of a row, and what their minima add, but for the common factors:
+// weight = scale * value + minimum. Where a record has one sub-block only, the second is whatever follows.
 __device__ __forceinline__ void scales_of(const unsigned char* row, int j, float scale[2], float minimum[2]) {
     minimum[0] = minimum[1] = 0;
 #if SCALE == S_F16
@@ -83,32 +113,38 @@ __device__ __forceinline__ void scales_of(const unsigned char* row, int j, float
     unsigned e[2] = {row[j], row[j + 1]};
     for (int i = 0; i < 2; i++) scale[i] = __uint_as_float(e[i] ? e[i] << 23 : 0x00400000u);
 #elif SCALE == S_Q2_K
-    unsigned both = two_bytes(row + j), s = both & 0x0f0f, m = both >> 4 & 0x0f0f;
-    float d = half_at(row + 16), least = -half_at(row + 18);
-    for (int i = 0; i < 2; i++) scale[i] = d * byte_of(s, i), minimum[i] = least * byte_of(m, i);
+    unsigned both = __byte_perm(two_bytes(row + j), 0, 0x4140), s = both & 0x000f000f, m = both & 0x00f000f0;
+    scale[0] = from_f16(s & 0xffff), scale[1] = from_f16(s >> 16);
+    minimum[0] = from_f16(m & 0xffff), minimum[1] = from_f16(m >> 16);
 #elif SCALE == S_Q3_K
     unsigned low = two_bytes(row + (j & 7)) >> (4 * (j >> 3)) & 0x0f0f;
     unsigned s = (two_bytes(row + 8 + (j & 3)) >> (2 * (j >> 2)) & 0x0303) << 4 | low;
-    float d = half_at(row + 12);
-    for (int i = 0; i < 2; i++) scale[i] = d * (byte_of(s, i) - 32);
+    bytes_of(s, scale);
+    scale[0] -= 32 / WIDE, scale[1] -= 32 / WIDE;
 #elif SCALE == S_Q4_K
     unsigned own = two_bytes(row + 4 + (j & 3)), mins = two_bytes(row + 8 + (j & 3));
     unsigned shared = two_bytes(row + 12 + (j & 3));
     unsigned s = j < 4 ? own & 0x3f3f : (shared & 0x0f0f) | (own >> 2 & 0x3030);
     unsigned m = j < 4 ? mins & 0x3f3f : (shared >> 4 & 0x0f0f) | (mins >> 2 & 0x3030);
-    float d = half_at(row), least = -half_at(row + 2);
-    for (int i = 0; i < 2; i++) scale[i] = d * byte_of(s, i), minimum[i] = least * byte_of(m, i);
+    bytes_of(s, scale), bytes_of(m, minimum);
 #elif SCALE == S_Q6_K
-    float d = half_at(row + 16);
-    for (int i = 0; i < 2; i++) scale[i] = d * (signed char)row[j + i];
+    for (int i = 0; i < 2; i++) scale[i] = (signed char)row[j + i];
 #elif SCALE == S_IQ4_XS
     unsigned low = row[4 + (j >> 1)], high = two_bytes(row + 2) >> (2 * j);
-    float d = half_at(row);
-    scale[0] = d * ((int)((low & 15) | (high & 3) << 4) - 32);
-    scale[1] = d * ((int)(low >> 4 | (high >> 2 & 3) << 4) - 32);
+    scale[0] = (int)((low & 15) | (high & 3) << 4) - 32;
+    scale[1] = (int)(low >> 4 | (high >> 2 & 3) << 4) - 32;
 #elif SCALE == S_D
-    scale[0] = half_at(row), scale[1] = 0;
+    scale[0] = 1, scale[1] = 0;
 #endif
+}
+
+// Scale and minimum of a row in sub-block j, with all factors.
+__device__ __forceinline__ void scale_of(const unsigned char* row, int j, float& scale, float& minimum) {
+    float scales[2], minima[2];
+    scales_of(row, j & ~1, scales, minima);
+    Common common = common_of(row);
+    scale = UNIT * common.scale * (j & 1 ? scales[1] : scales[0]);
+    minimum = common.minimum * (j & 1 ? minima[1] : minima[0]);
 }
 
 // ---- codes of one step
@@ -235,9 +271,15 @@ __device__ __forceinline__ void values_of(const Codes& c, int i, Offset zero, un
     }
 #elif VALUE != V_LEVELS
     // Registers 1 and 3 are not shifted into place: 1024 + 16 code will do, and the division by 16 comes for nothing with
-    // the subtraction. What lies above a code's lower four bits is at bit 4 then, or bit 8.
-    const unsigned mask = (1 << (BITS < 4 ? BITS : 4)) - 1, low = 0x00010001u * mask, high = low << 4;
-    unsigned w = nibbles(c, i), v = w >> 8;
+    // the subtraction. What lies above a code's lower four bits is at bit 4 then, or bit 8. Nor are odd steps of two bits.
+    const unsigned mask = (1 << (BITS < 4 ? BITS : 4)) - 1;
+    const int odd = BITS == 2 ? 2 * (i & 1) : 0;
+#if BITS == 2
+    unsigned w = i < 2 ? c.two.x : c.two.y;
+#else
+    unsigned w = nibbles(c, i);
+#endif
+    unsigned v = w >> 8, low = (0x00010001u * mask) << odd, high = low << 4;
 #if BITS == 5
     unsigned up = shifted(c.one, i - 4), up8 = c.one >> (4 + i);
     const unsigned above = 0x00100010u;
@@ -245,16 +287,22 @@ __device__ __forceinline__ void values_of(const Codes& c, int i, Offset zero, un
     unsigned up = shifted(i < 2 ? c.two.x : c.two.y, 2 * (i & 1) - 4), up8 = (i < 2 ? c.two.x : c.two.y) >> (4 + 2 * (i & 1));
     const unsigned above = 0x00300030u;
 #endif
-    unsigned less = (0x6400u + zero.low) * 0x00010001u;           // 1024 + zero
-    unsigned less16 = (0xd400u + 16 * zero.high) * 0x00010001u;   // -(64 + zero)
 #pragma unroll
     for (int r = 0; r < 4; r++) a[r] = put_codes(r < 2 ? w : v, r & 1 ? high : low, 0x64006400u);
 #if BITS > 4
 #pragma unroll
     for (int r = 0; r < 4; r++) a[r] = put_codes(r < 2 ? up : up8, r & 1 ? above << 4 : above, a[r]);
 #endif
-    a[0] = sub_f16x2(a[0], less), a[2] = sub_f16x2(a[2], less);
-    a[1] = fma_f16x2(a[1], 0x2c002c00u, less16), a[3] = fma_f16x2(a[3], 0x2c002c00u, less16);
+    if (odd) {  // (1024 + 4 code) / 4 - (256 + zero), (1024 + 64 code) / 64 - (16 + zero)
+        unsigned less4 = (0xdc00u + 4 * zero.low) * 0x00010001u, less64 = (0xcc00u + 64 * zero.high) * 0x00010001u;
+        a[0] = fma_f16x2(a[0], 0x34003400u, less4), a[2] = fma_f16x2(a[2], 0x34003400u, less4);
+        a[1] = fma_f16x2(a[1], 0x24002400u, less64), a[3] = fma_f16x2(a[3], 0x24002400u, less64);
+    } else {
+        unsigned less = (0x6400u + zero.low) * 0x00010001u;          // 1024 + zero
+        unsigned less16 = (0xd400u + 16 * zero.high) * 0x00010001u;  // -(64 + zero)
+        a[0] = sub_f16x2(a[0], less), a[2] = sub_f16x2(a[2], less);
+        a[1] = fma_f16x2(a[1], 0x2c002c00u, less16), a[3] = fma_f16x2(a[3], 0x2c002c00u, less16);
+    }
 #endif
 }
 
@@ -276,6 +324,13 @@ __device__ __forceinline__ void mma(float d[4], const unsigned a[4], uint2 b) {
         "{%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
+}
+
+__device__ __forceinline__ void mma_first(float d[4], const unsigned a[4], uint2 b) {  // d = a b
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%10, %10, %10, %10};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y), "f"(0.0f));
 }
 
 // ---- copies to shared memory that no thread waits for

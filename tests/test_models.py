@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from small_models import LAYOUTS, make, token_windows
+from torch import nn
+from transformers import AutoModelForCausalLM
 
 import refquant as rq
 from refquant.errors import BadFile, BadInput, UnknownName
@@ -174,6 +176,17 @@ def test_layers_that_share_an_input_share_its_statistics():
     assert q.tokens == ids.size
     assert q.x.shape == (50, 64)
     np.testing.assert_allclose(np.diag(q.hessian.H) / 2, q.mean_square, rtol=1e-4)
+
+
+def test_a_model_without_parameters_has_its_buffers():
+    config = make("llama").config
+    with walk.without_parameters():
+        model = AutoModelForCausalLM.from_config(config)
+        assert torch.empty(3).is_meta, "or the heap would fall into pieces"
+    assert all(p.is_meta for p in model.parameters())
+    assert not any(b.is_meta for b in model.buffers())
+    assert torch.empty(3).device.type == "cpu"
+    assert not nn.Linear(2, 2).weight.is_meta
 
 
 def test_observing_is_watching_without_the_last_product():

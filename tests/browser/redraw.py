@@ -15,17 +15,20 @@ from lab import Lab
 from refquant import course
 
 STEPS = 8
-# Resolves with the milliseconds between the next key and the picture that it brings.
+# Resolves with the milliseconds between the next key and the picture that it brings; null where none comes.
 WAIT = """view => {
     let pressed;
     document.addEventListener('keydown', () => { pressed = performance.now() }, {capture: true, once: true});
-    window.redrawn = new Promise(resolve => new MutationObserver(async (changes, observer) => {
-        const image = changes.flatMap(change => [...change.addedNodes]).find(node => node.nodeName === 'IMG');
-        if (!image) return;
-        observer.disconnect();
-        await image.decode();
-        resolve(performance.now() - pressed);
-    }).observe(view, {childList: true, subtree: true}));
+    window.redrawn = new Promise(resolve => {
+        setTimeout(resolve, 3000, null);
+        new MutationObserver(async (changes, observer) => {
+            const image = changes.flatMap(change => [...change.addedNodes]).find(node => node.nodeName === 'IMG');
+            if (!image) return;
+            observer.disconnect();
+            await image.decode();
+            resolve(performance.now() - pressed);
+        }).observe(view, {childList: true, subtree: true});
+    });
 }"""
 
 
@@ -42,7 +45,7 @@ def redraws(notebook, view, handle) -> list[float]:
         handle.press(keys[2 * step // STEPS])
         if handle.get_attribute("aria-valuenow") != before:
             found.append(notebook.page.evaluate("window.redrawn"))
-    return found
+    return [time for time in found if time is not None]
 
 
 def main(stems: list[str]) -> None:
@@ -56,7 +59,8 @@ def main(stems: list[str]) -> None:
                     name = handle.locator("xpath=ancestor::*[contains(@class, 'widget-inline-hbox')][1]")
                     found = redraws(notebook, view, handle)
                     label = name.locator(".widget-label").first.inner_text()
-                    print(f"{stem:<16} {label:<24} {statistics.median(found):7.0f} {max(found):8.0f}", flush=True)
+                    if found:  # a slider may have nothing to say, as other controls stand
+                        print(f"{stem:<16} {label:<24} {statistics.median(found):7.0f} {max(found):8.0f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -95,6 +95,7 @@ def compare(
     if text is not None and calibration is not None and Path(text).resolve() == Path(calibration).resolve():
         raise BadInput(f"{text} would be both calibration and evaluation text; they must differ")
     import torch
+    from threadpoolctl import threadpool_limits
 
     from refquant import models
 
@@ -108,7 +109,9 @@ def compare(
     windows = len(evaluate.cut_windows(evaluation.ids, context, windows))
 
     def measure(candidate, label, **options):
-        with tqdm(total=windows, desc=f"score {label}", unit="window", disable=not progress, leave=False) as bar:
+        bar = tqdm(total=windows, desc=f"score {label}", unit="window", disable=not progress, leave=False)
+        # torch multiplies; NumPy's own BLAS threads (LLM.int8) would spin on the cores that torch's need
+        with bar, threadpool_limits(1, "blas"):
             return evaluate.score(candidate, evaluation.ids, protocol, context, windows, progress=bar.update, **options)
 
     bos = models.data.first_token(tokenizer)

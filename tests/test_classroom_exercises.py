@@ -1,5 +1,7 @@
 """The exercises: right answers agree with other programs; typical wrong ones get the rubric's marks and a hint."""
 
+import os
+
 import classrooms
 import gguf
 import numpy as np
@@ -488,6 +490,16 @@ def test_typical_wrong_answers_get_part_of_the_marks_and_a_hint(name, cell, answ
     own = next(exercise for function, exercise in classrooms.calls(classrooms.source(name)) if function == cell)
     with pytest.raises(WrongAnswer, match=hint.split(" ")[0]):
         classroom.check(classrooms.functions(classrooms.solved(name, {cell: answer}))[cell], own)
+
+
+def test_memory_that_was_free_already_does_not_hide_what_a_call_takes():
+    np.ones(20 << 20, np.uint8)  # once freed, glibc takes what is smaller from the heap, and keeps it there
+    held = [np.ones(2 << 20, np.uint8) for _ in range(8)]
+    above = bytearray(1000)
+    del held
+    grown = kernel.peak_growth(os.getpid(), lambda: np.ones(4 << 20, np.uint8).sum())
+    assert above is not None
+    assert grown is None or 3.9e6 < grown < 8e6
 
 
 def test_each_assignment_has_at_least_five_of_them():

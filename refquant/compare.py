@@ -110,7 +110,7 @@ def compare(
 
     def measure(candidate, label, **options):
         bar = tqdm(total=windows, desc=f"score {label}", unit="window", disable=not progress, leave=False)
-        # torch multiplies; NumPy's own BLAS threads (LLM.int8) would spin on the cores that torch's need
+        # torch multiplies; NumPy's own BLAS threads (LLM.int8, AWQ) would spin on the cores that torch's need
         with bar, threadpool_limits(1, "blas"):
             return evaluate.score(candidate, evaluation.ids, protocol, context, windows, progress=bar.update, **options)
 
@@ -147,9 +147,10 @@ def compare(
         candidate = copy.deepcopy(model)
         try:
             fast = backend if registry.find_method(row.method).accelerated else None
-            report = models.quantize(
-                candidate, row.method, row.grid, learned.ids, progress=progress, method_backend=fast, **row.options
-            )
+            with threadpool_limits(None if fast == "numba" else 1, "blas"):
+                report = models.quantize(
+                    candidate, row.method, row.grid, learned.ids, progress=progress, method_backend=fast, **row.options
+                )
         except RefquantError as problem:  # such as a method that does not know this architecture
             table.notes.append(f"{row.label} left out: {problem}.")
             continue

@@ -41,7 +41,8 @@ THRESHOLD = 6.0
 
 def rowwise(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Codes int8 [m, k] and largest magnitudes float32 [m] of float16 or float32 [m, k]; a row of zeros stays zeros."""
-    s = np.abs(a).max(axis=1).astype(np.float32)
+    a = a.astype(np.float32, copy=False)
+    s = np.abs(a).max(axis=1)
     return _codes(a, s[:, None]), s
 
 
@@ -133,7 +134,9 @@ def matmul(
     CA, SCA = rowwise(_half(np.where(large, np.float32(0), tokens)))
     O = large.any(axis=0)  # [k]
     CA[:, O] = 0
-    y = (product or int32_product)(CA, CB).astype(np.float32) * (SCA[:, None] * SCB) * np.float32(constant)
+    y = (product or int32_product)(CA, CB).astype(np.float32)
+    y *= SCA[:, None] * SCB
+    y *= np.float32(constant)
     y += tokens[:, O] @ (CB[:, O] * SCB[:, None] * np.float32(1 / LEVELS)).T
     return y.reshape(*np.shape(x)[:-1], q.shape[0])
 

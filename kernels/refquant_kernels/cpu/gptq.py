@@ -34,13 +34,12 @@ import numpy as np
 from refquant import ops
 from refquant.methods import gptq
 from refquant_kernels.cpu.compile import in_pieces, kernel
-from refquant_kernels.cpu.lanes import MAGIC
-from refquant_kernels.cpu.simd import LANES, load, select, splat, store, to_int
+from refquant_kernels.cpu.int_grids import nearest_code
+from refquant_kernels.cpu.simd import LANES, load, splat, store, to_float
 
 PANEL = 256  # columns of a factor that are finished together
 LEAF = 64  # columns of a triangle that is inverted whole
 SPREAD = 1e10  # of the factor's squared diagonal; beyond it the reference's second factorization may fail
-FAR = np.float32(1024)
 WIDE = 512  # columns for which what they owe to all columns before them is one product
 
 
@@ -116,14 +115,10 @@ def gptq_columns(W1, U1, scales, zeros, top, start, end, first, last, codes, dec
         for j in range(start, end):
             scale, zero = load(scales, (j - start) * n + row), load(zeros, (j - start) * n + row)
             w = load(tile, LANES * j)
-            v = w / scale
-            v = select(v < -FAR, splat(-FAR), select(v > FAR, splat(FAR), v))
-            v = ((v + MAGIC) - MAGIC) + zero
-            v = select(v > 0.0, v, splat(0.0))
-            code = select(v < top, v, splat(top))
-            value = (code - zero) * scale
+            code = nearest_code(w, scale, zero, top)
+            value = (to_float(code) - zero) * scale
             error = (w - value) / splat(U1[j, j])
-            store(code_tile, 0, to_int(code))
+            store(code_tile, 0, code)
             store(value_tile, 0, value)
             store(error_tile, 0, error)
             for lane in range(LANES):

@@ -11,10 +11,12 @@
     quantize_legacy, quantize_iq, quantize_rounded    the other block formats
     decode        what one block decodes to
     dequantize    every block format
-    activations   rounded to 8 bits
-    matmul_int8, matmul_int8_blocks, matmul_int8_grids    products with those
-    matmul_blocks, matmul_k, matmul_pairs, matmul_ternary    products with float32 activations, every block format
-    int_grids     quantize, dequantize, matmul of the uniform grids
+    activations   as whole numbers of 8 bits and of 24
+    products      bytes of weights times bytes of activations
+    matmul_k, matmul_pairs, matmul_ternary, matmul_iq4_xs    the kernels of the block formats
+    matmul_int8   products with activations of 8 bits, every block format
+    matmul_blocks    products with float32 activations, every block format
+    int_grids, matmul_grids    quantize, dequantize; both products of the uniform grids
     codebooks     quantize, dequantize, matmul of NF4 and FP8
     llm_int8      both sides in 8 bits
     gptq, obq, awq    their loops
@@ -30,9 +32,8 @@ from refquant_kernels.cpu import (
     int_grids,
     llm_int8,
     matmul_blocks,
+    matmul_grids,
     matmul_int8,
-    matmul_int8_blocks,
-    matmul_int8_grids,
     obq,
     quantize_iq,
     quantize_k,
@@ -48,9 +49,8 @@ __all__ = [
     "int_grids",
     "llm_int8",
     "matmul_blocks",
+    "matmul_grids",
     "matmul_int8",
-    "matmul_int8_blocks",
-    "matmul_int8_grids",
     "obq",
     "quantize_iq",
     "quantize_k",

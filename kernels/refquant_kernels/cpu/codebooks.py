@@ -18,8 +18,10 @@ from refquant.codebooks import NF4
 from refquant.grids import as_grid
 from refquant.quantized import Quantized
 from refquant_kernels.cpu.compile import PRODUCT, aligned, in_pieces, inlined, kernel
-from refquant_kernels.cpu.int_grids import FEW, PANEL, PIECE, group_ranges, load_first, out_of_order, store_first
+from refquant_kernels.cpu.int_grids import PIECE, group_ranges, load_first, store_first
 from refquant_kernels.cpu.machine import pick, prefetch, sum_lanes
+from refquant_kernels.cpu.matmul_grids import PANEL, out_of_order
+from refquant_kernels.cpu.products import FEW
 from refquant_kernels.cpu.simd import (
     LANES,
     bits,

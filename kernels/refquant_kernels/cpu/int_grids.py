@@ -1,15 +1,10 @@
-"""quantize, dequantize and matmul of the uniform grids, `int4-g128` and its relatives.
+"""quantize and dequantize of the uniform grids, `int4-g128` and its relatives.
 
 4096 x 4096 weights, int4-g128. quantize must move 67,108,864 bytes in and 8,716,288 out; a division and some 8 other
-operations for sixteen weights. dequantize the same bytes the other way. matmul with one token must move the 8,716,288
-bytes: at 18 GB/s 0.48 ms; 33.6 MFLOP.
+operations for sixteen weights. dequantize the same bytes the other way.
 
 - **quantize**: every group twice over, for its range and for its codes, with the row in the cache. The scales follow
   from the ranges in NumPy, by `grids.IntGrid.fit_range` itself: there is one of them for 128 weights.
-- **matmul, a token or a few**: codes that share a byte, or a word, are neighbours in the row, so a vector of words
-  gives every eighth code with one shift. Instead of putting them in order, the activations are put out of order, once.
-  Products are summed as code * x, and the zero-point is settled once a group: minus zero * sum(x).
-- **matmul, many tokens**: decode a panel of rows, multiply by BLAS.
 """
 
 import numpy as np
@@ -19,19 +14,15 @@ from refquant.errors import BadInput
 from refquant.formats.bits import pack_bits, packed_bytes
 from refquant.grids import as_grid
 from refquant.quantized import Quantized
-from refquant_kernels.cpu.compile import PRODUCT, aligned, helper, in_pieces, inlined, kernel, specialized
-from refquant_kernels.cpu.decode import four_bits, half, sixteen_halves, two_bits
+from refquant_kernels.cpu.compile import helper, in_pieces, inlined, kernel
+from refquant_kernels.cpu.decode import half
 from refquant_kernels.cpu.lanes import MAGIC
-from refquant_kernels.cpu.machine import float_of_bits, load_words, prefetch, sum_lanes, word_at
+from refquant_kernels.cpu.machine import float_of_bits, word_at
 from refquant_kernels.cpu.simd import (
     LANES,
-    fma,
-    lane_numbers,
     load,
     select,
-    shift_right,
     splat,
-    splat_int,
     store,
     store_float_pairs,
     store_pairs,
@@ -39,10 +30,7 @@ from refquant_kernels.cpu.simd import (
     to_int,
 )
 
-FEW = 4  # tokens up to which rows are decoded in registers
 PIECE = 1 << 16  # weights to convert that are worth handing to another thread
-PANEL = 1 << 19  # weights decoded for one call of BLAS: 2 MB
-AHEAD = 4096  # bytes
 FAR = np.float32(1024)  # in steps; any weight farther from zero gets the first or last code
 
 
@@ -274,145 +262,3 @@ def dequantize(q):
         max(1, PIECE // k),
     )
     return out
-
-
-# ---- matmul
-
-
-@inlined
-def sixteen_nibbles(data, at):
-    """F: sixteen numbers of 4 bits from byte `at`, the lower half of each byte first."""
-    lane = lane_numbers()
-    first, second = splat_int(np.int32(word_at(data, at))), splat_int(np.int32(word_at(data, at + 4)))
-    return to_float(shift_right(select(lane < 8, first, second), (lane & 7) << 2) & 15)
-
-
-BITS = None  # given by `specialized`: bits a code
-
-
-def _dot_rows(x, sums, data, scales, width, zeros, size, first, last, out):
-    """out[t, r] for all tokens and rows first .. last - 1; codes of 2, 4 or 8 bits, whole bytes of vectors in a group.
-
-    x [m, k] with its columns out of order (`out_of_order`); sums [m, G], the sums of x over each group.
-    """
-    k, groups, planes = x.shape[1], sums.shape[1], 8 // BITS
-    row_bytes, group_bytes, zero_bytes = k // planes, size // planes, (groups * BITS + 7) // 8
-    for t in range(x.shape[0]):
-        tokens, sums_of_token = x[t], sums[t]
-        for r in range(first, last):
-            total, zero_part = splat(0.0), np.float32(0)
-            for g in range(groups):
-                start, column = r * row_bytes + g * group_bytes, g * size
-                even, odd = splat(0.0), splat(0.0)
-                for b in range(start, start + group_bytes, LANES):
-                    prefetch(data, b + AHEAD)
-                    codes = load(data, b)
-                    if BITS == 8:
-                        even = fma(to_float(codes), load(tokens, column), even)
-                    elif BITS == 4:
-                        even = fma(four_bits(codes), load(tokens, column), even)
-                        odd = fma(four_bits(codes >> 4), load(tokens, column + LANES), odd)
-                    else:
-                        even = fma(two_bits(codes), load(tokens, column), even)
-                        odd = fma(two_bits(codes >> 2), load(tokens, column + LANES), odd)
-                        even = fma(two_bits(codes >> 4), load(tokens, column + 2 * LANES), even)
-                        odd = fma(two_bits(codes >> 6), load(tokens, column + 3 * LANES), odd)
-                    column += LANES * planes
-                scale = scale_at(scales, width, r * groups + g)
-                total = fma(splat(scale), even + odd, total)
-                zero_part += scale * zero_at(zeros, r * zero_bytes, BITS, g) * sums_of_token[g]
-            out[t, r] = sum_lanes(total) - zero_part
-
-
-@inlined
-def of_words(codes, x, column):
-    """F: in each lane its eight codes of 4 bits times eight activations; a shift brings the next code down."""
-    even, odd = four_bits(codes) * load(x, column), four_bits(codes >> 4) * load(x, column + LANES)
-    even = fma(four_bits(codes >> 8), load(x, column + 2 * LANES), even)
-    odd = fma(four_bits(codes >> 12), load(x, column + 3 * LANES), odd)
-    even = fma(four_bits(codes >> 16), load(x, column + 4 * LANES), even)
-    odd = fma(four_bits(codes >> 20), load(x, column + 5 * LANES), odd)
-    even = fma(four_bits(codes >> 24), load(x, column + 6 * LANES), even)
-    return fma(four_bits(codes >> 28), load(x, column + 7 * LANES), odd) + even
-
-
-@kernel()
-def dot_words(x, sums, data, scales, width, zeros, size, first, last, out):
-    """As `_dot_rows`, codes of 4 bits in groups of whole 64 bytes: not spread to a lane each, all through the one port
-    that shuffles; and the zero-points of sixteen groups settled together, where scales are float16.
-    """  # fmt: skip
-    k, groups = x.shape[1], sums.shape[1]
-    row_bytes, group_bytes, zero_bytes = k // 2, size // 2, (groups + 1) // 2
-    together = groups // LANES * LANES if width == 2 and zeros.size else 0
-    for t in range(x.shape[0]):
-        tokens, sums_of_token = x[t], sums[t]
-        for r in range(first, last):
-            total, rest, zero_part = splat(0.0), splat(0.0), np.float32(0)
-            for g in range(0, together, LANES):
-                zero = sixteen_nibbles(zeros, r * zero_bytes + g // 2)
-                rest = fma(sixteen_halves(scales, 2 * (r * groups + g)) * zero, load(sums_of_token, g), rest)
-            for g in range(together, groups):
-                scale = scale_at(scales, width, r * groups + g)
-                zero_part += scale * zero_at(zeros, r * zero_bytes, 4, g) * sums_of_token[g]
-            for g in range(groups):
-                scale, at, column = scale_at(scales, width, r * groups + g), r * row_bytes + g * group_bytes, g * size
-                prefetch(data, at + AHEAD)
-                part = of_words(load_words(data, at), tokens, column)
-                for b in range(64, group_bytes, 64):
-                    prefetch(data, at + b + AHEAD)
-                    part = part + of_words(load_words(data, at + b), tokens, column + 2 * b)
-                total = fma(splat(scale), part, total)
-            out[t, r] = sum_lanes(total - rest) - zero_part
-
-
-DOT_ROWS = {bits: specialized(_dot_rows, f"matmul_int{bits}", BITS=bits) for bits in (2, 4, 8)}
-
-
-def out_of_order(x, planes):
-    """Columns of x [m, k] as sixteen lanes of `planes` codes give them: the lanes' first codes, then their second."""
-    m, k = x.shape
-    return x.reshape(m, k // (LANES * planes), LANES, planes).swapaxes(2, 3).reshape(m, k)
-
-
-def prepare(q):
-    """Return matmul as a function of x [..., k] alone: float32 [..., n]."""
-    codes, scales, width, zeros, g_idx, size, bits = as_stored(q)
-    n, k = q.shape
-    step, groups = LANES * 8 // bits if bits in (2, 4, 8) else 0, -(-k // size)
-    in_registers = step and size % step == 0 and k % size == 0 and not g_idx.size
-    words = bits == 4 and size % 128 == 0
-    dot, planes = (dot_words, 8) if words else (DOT_ROWS.get(bits), 8 // bits)
-
-    def multiply(x):
-        tokens = np.ascontiguousarray(x, np.float32).reshape(-1, k)
-        m = len(tokens)
-        out = np.empty((m, n), np.float32)
-        if in_registers and 0 < m <= FEW:
-            ordered, sums = aligned(out_of_order(tokens, planes)), tokens.reshape(m, groups, size).sum(axis=2)
-            in_pieces(
-                lambda a, b: dot(ordered, sums, codes, scales, width, zeros, size, a, b, out), n, max(1, PRODUCT // k)
-            )
-        elif m:
-            rows = max(1, PANEL // k)
-            panel = np.empty((min(rows, n), k), np.float32)
-            flat = panel.reshape(-1)
-            for first in range(0, n, rows):
-                count = min(rows, n - first)
-
-                def decode(a, b, first=first):
-                    decode_rows(codes, scales, width, zeros, g_idx, k, size, bits, first + a, first + b, flat, first)
-
-                in_pieces(decode, count, max(1, PIECE // k))
-                np.matmul(tokens, panel[:count].T, out=out[:, first : first + count])
-        return out.reshape(*np.shape(x)[:-1], n)
-
-    return multiply
-
-
-@ops.fast_path("matmul", "int", backend="numba")
-def matmul(x, q):
-    """X [..., k] -> float32 [..., n]."""
-    return prepare(q)(x)
-
-
-ops.find_op("matmul", "int").prepare["numba"] = prepare

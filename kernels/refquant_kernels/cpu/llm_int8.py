@@ -19,7 +19,7 @@ from refquant_kernels.cpu.compile import PRODUCT, in_pieces, inlined, kernel
 from refquant_kernels.cpu.int_grids import PIECE, load_first, store_first
 from refquant_kernels.cpu.lanes import MAGIC, from_float16, to_float16
 from refquant_kernels.cpu.machine import SIGNED_EXCESS, dot_signed, load_words, prefetch, sum_lanes_int
-from refquant_kernels.cpu.matmul_int8_blocks import padded
+from refquant_kernels.cpu.products import padded
 from refquant_kernels.cpu.simd import LANES, load, load_signed, select, splat, splat_int, store, to_float, to_int
 
 AHEAD = 4096  # bytes

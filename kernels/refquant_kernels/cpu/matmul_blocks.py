@@ -4,8 +4,9 @@ One token (decode), 4096 x 4096 weights of Q4_K: must move 9,437,184 bytes, each
 weights would take 3.7 ms. Must do: 2 operations a weight, 33.6 MFLOP, and some 5 more for sixteen weights to decode
 them: the memory is the floor of a large matrix, if enough of it is asked for in time.
 
-- **A token or a few**: every row is decoded in registers, never stored, and multiplied at once. The one idea besides:
-  a prefetch 4 KiB ahead in the stream of blocks. The processor's own prefetcher stops at every page of 4 KiB.
+- **A token or a few**: of most formats products of bytes, with the activations as three of them (`products`). Of Q8_0,
+  IQ4_NL, IQ4_XS, F16 and BF16, every row is decoded in registers, never stored, and multiplied at once. The one idea
+  besides: a prefetch 4 KiB ahead in the stream of blocks. The processor's own prefetcher stops at every page of 4 KiB.
 - **Many** (prefill): a panel of rows is decoded, small enough to stay in the cache, and multiplied by BLAS, which then
   does nearly all the work.
 
@@ -20,21 +21,19 @@ from refquant_kernels.cpu.compile import PRODUCT, aligned, in_pieces, specialize
 from refquant_kernels.cpu.decode import DECODERS
 from refquant_kernels.cpu.dequantize import KERNELS
 from refquant_kernels.cpu.machine import prefetch, sum_lanes
-from refquant_kernels.cpu.matmul_k import ROWS, arranged
-from refquant_kernels.cpu.matmul_pairs import PAIRS, in_pairs
-from refquant_kernels.cpu.matmul_ternary import TERNARY, in_trits
+from refquant_kernels.cpu.matmul_int8 import PRODUCTS
+from refquant_kernels.cpu.matmul_iq4_xs import FLOAT32, arranged
+from refquant_kernels.cpu.products import AHEAD, FEW
 from refquant_kernels.cpu.simd import LANES, fma, load, splat
 
-FEW = 4  # tokens up to which each row is decoded in registers for all of them
 PIECE = 1 << 16  # weights to decode that are worth handing to another thread
 PANEL = 1 << 19  # weights decoded for one call of BLAS: 2 MB
-AHEAD = 4096  # bytes
 
 size, record, head, weights = None, None, None, None  # given by `specialized`, for each format
 
 
-def _rows(x, sums, blocks, per_row, first, last, out):
-    """out[t, r] for all tokens t of x [m, k], and rows first .. last - 1 of `per_row` blocks; `sums` is unused."""
+def _rows(x, blocks, per_row, first, last, out):
+    """out[t, r] for all tokens t of x [m, k], and rows first .. last - 1 of `per_row` blocks."""
     for t in range(0, x.shape[0]):
         tokens = x[t]
         for r in range(first, last):
@@ -54,13 +53,12 @@ def _rows(x, sums, blocks, per_row, first, last, out):
 
 def _register(name):
     block, itemsize, its_head, its_weights = DECODERS[name]
-    kernel, arrange = (ROWS | PAIRS | TERNARY).get(name), lambda tokens, name: (tokens, tokens)
-    for kernels, its_arrange in ((ROWS, arranged), (PAIRS, in_pairs), (TERNARY, in_trits)):
-        arrange = its_arrange if name in kernels else arrange
-    if kernel is None:
-        kernel = specialized(
-            _rows, f"matmul_{name.lower()}", size=block, record=itemsize, head=its_head, weights=its_weights
-        )
+    product = PRODUCTS.get(name)
+    in_bytes = product is not None and 3 in product.kernels
+    kernel, arrange = (FLOAT32, arranged) if name == "IQ4_XS" else (None, aligned)
+    if not in_bytes and kernel is None:
+        parts = {"size": block, "record": itemsize, "head": its_head, "weights": its_weights}
+        kernel = specialized(_rows, f"matmul_{name.lower()}", **parts)
 
     def prepare(q):
         """Return matmul as a function of x [..., k] alone: float32 [..., n]."""
@@ -68,19 +66,15 @@ def _register(name):
         data = np.ascontiguousarray(q.arrays["blocks"]).reshape(-1)
 
         def multiply(x):
-            tokens = aligned(np.asarray(x).reshape(-1, k))
+            tokens = np.ascontiguousarray(x, np.float32).reshape(-1, k)
             m = len(tokens)
             out = np.empty((m, n), np.float32)
             if k % block:  # F16 and BF16 of a ragged width
                 np.matmul(tokens, ops.dequantize(q, backend="numba").T, out=out)
-            elif 0 < m <= FEW:
-                given, sums = arrange(tokens, name)
-                in_pieces(
-                    lambda first, last: kernel(given, sums, data, k // block, first, last, out),
-                    n,
-                    max(1, PRODUCT // k),
-                )
-            elif m:
+            elif 0 < m <= FEW and not in_bytes:
+                given, least = arrange(tokens), max(1, PRODUCT // k)
+                in_pieces(lambda first, last: kernel(given, data, k // block, first, last, out), n, least)
+            elif m and not (m <= FEW and product.rows(tokens, data, out, digits=3)):
                 by_panels(tokens, data, KERNELS[name], block, out)
             return out.reshape(*np.shape(x)[:-1], n)
 

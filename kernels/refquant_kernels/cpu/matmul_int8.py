@@ -1,19 +1,9 @@
-"""matmul_int8: weights times activations of 8 bits, `ops.find_op("matmul_int8", "Q4_K")`; here the k-quants.
+"""matmul_int8: weights times activations of 8 bits, `ops.find_op("matmul_int8", "Q4_K")`, of all block formats.
 
 The activations are rounded first (`activations`). The rest is exact but for float32 sums: y = sum decode(q) *
-decode(x). The rounding costs accuracy, so this is an operation of its own, never what `matmul` does.
-
-Must move, 4096 x 4096 weights of Q4_K: 9,437,184 bytes: at 18 GB/s 0.52 ms. Must do, a block of 256: 6 operations for
-the codes, 8 for 256 products and their scales (VNNI), 4 to bring the scales to their lanes, some 20 for the scales of
-the block, which are the same for four weights as for four hundred.
-
-Two ideas:
-
-- **The codes stay bytes.** 64 of them meet 64 bytes of activations, put beforehand in the order in which the planes of
-  a block give the codes.
-- **A block is one sum of integers.** Four products fit 16 bits, so one instruction multiplies by the sub-block's scale
-  and adds; only then comes float32, once a block. The minima, and the 4 or 32 by which codes are stored too large, meet
-  sums of activations, in integers too.
+decode(x). The rounding costs accuracy, so this is an operation of its own, never what `matmul` does. The kernels, what
+they must move and do: `matmul_k`, `matmul_pairs`, `matmul_ternary`, `matmul_iq4_xs`; of the uniform grids
+`matmul_grids`.
 """
 
 import numpy as np
@@ -21,227 +11,13 @@ import numpy as np
 from refquant import ops
 from refquant.grids import as_grid
 from refquant.quantized import find_format
-from refquant_kernels.cpu.activations import round_q8_0, round_q8_k, sums_of_runs
-from refquant_kernels.cpu.compile import PRODUCT, in_pieces, inlined, specialized
-from refquant_kernels.cpu.decode import half
-from refquant_kernels.cpu.machine import (
-    arrange,
-    dot_scaled,
-    load_words,
-    load_words_twice,
-    prefetch,
-    scaled,
-    sum_lanes,
-    times,
-)
-from refquant_kernels.cpu.simd import (
-    LANES,
-    fma,
-    lane_numbers,
-    load,
-    load_signed,
-    select,
-    splat,
-    splat_int,
-    to_float,
-)
+from refquant_kernels.cpu.activations import round_q8_0, round_q8_k
+from refquant_kernels.cpu.matmul_iq4_xs import IQ4_XS
+from refquant_kernels.cpu.matmul_k import K_QUANTS
+from refquant_kernels.cpu.matmul_pairs import PAIRS
+from refquant_kernels.cpu.matmul_ternary import TERNARY
 
-# ruff: noqa: D103 (codes_x and scales_x are what the comment below says, for the format x)
-
-AHEAD = 4096  # bytes
-NIBBLES, PAIRS = 0x0F0F_0F0F, 0x0303_0303  # masks: so many bits of each byte
-
-
-@inlined
-def in_halves(v, low, high):
-    """Shift lanes 0..7 right by `low`, lanes 8..15 by `high`."""
-    return v >> select(lane_numbers() < 8, splat_int(low), splat_int(high))
-
-
-# codes(blocks, at): the 256 codes of the block at byte `at`, bytes of four vectors
-# scales(blocks, at): two vectors of whole numbers: the scales, and what the sums of activations are multiplied by
-
-
-@inlined
-def codes_q2_k(blocks, at):
-    data = load_words(blocks, at + 16)
-    return data & PAIRS, (data >> 2) & PAIRS, (data >> 4) & PAIRS, (data >> 6) & PAIRS
-
-
-@inlined
-def scales_q2_k(blocks, at):
-    both = load(blocks, at)
-    return both & 15, both >> 4
-
-
-@inlined
-def codes_q3_k(blocks, at):
-    data, top = load_words(blocks, at + 32), in_halves(load_words_twice(blocks, at), 0, 4)
-    a = (data & PAIRS) | ((top << 2) & 0x0404_0404)
-    b = ((data >> 2) & PAIRS) | ((top << 1) & 0x0404_0404)
-    c = ((data >> 4) & PAIRS) | (top & 0x0404_0404)
-    return a, b, c, ((data >> 6) & PAIRS) | ((top >> 1) & 0x0404_0404)
-
-
-low_q3_k, high_q3_k = arrange([2 + j % 8 for j in range(16)]), arrange([10 + j % 4 for j in range(16)])
-LOW_SHIFTS, HIGH_SHIFTS = (np.repeat(np.array(a, np.int32), 16 // len(a)) for a in ((0, 4), (0, 2, 4, 6)))
-
-
-@inlined
-def scales_q3_k(blocks, at):
-    data = load(blocks, at + 94)  # the scales are in bytes 96 to 107
-    low, high = low_q3_k(data) >> load(LOW_SHIFTS, 0), high_q3_k(data) >> load(HIGH_SHIFTS, 0)
-    scale = ((low & 15) | ((high & 3) << 4)) - 32
-    return scale, scale
-
-
-@inlined
-def codes_q4_k(blocks, at):
-    a, b = load_words(blocks, at + 16), load_words(blocks, at + 80)
-    return a & NIBBLES, (a >> 4) & NIBBLES, b & NIBBLES, (b >> 4) & NIBBLES
-
-
-low_six, high_six = arrange([*range(4, 16), *range(12, 16)]), arrange([0] * 8 + [*range(4, 12)])
-SIX_SHIFTS = np.repeat(np.array([0, 0, 0, 4], np.int32), 4)
-SIX_MASKS, SIX_HIGH = (np.repeat(np.array(a, np.int32), 8) for a in ((63, 15), (0, 48)))
-
-
-@inlined
-def scales_six_bits(blocks, at):
-    """Q4_K, Q5_K: scales 0..3, minima 0..3, scales 4..7, minima 4..7; all of them twice."""
-    data = load(blocks, at)
-    low, high = low_six(data) >> load(SIX_SHIFTS, 0), high_six(data) >> 2
-    both = (low & load(SIX_MASKS, 0)) | (high & load(SIX_HIGH, 0))
-    return both, both
-
-
-@inlined
-def codes_q5_k(blocks, at):
-    a, b = load_words(blocks, at + 48), load_words(blocks, at + 112)
-    top = in_halves(load_words_twice(blocks, at + 16), 0, 2)
-    v = (a & NIBBLES) | ((top << 4) & 0x1010_1010)
-    w = ((a >> 4) & NIBBLES) | ((top << 3) & 0x1010_1010)
-    x = (b & NIBBLES) | (top & 0x1010_1010)
-    return v, w, x, ((b >> 4) & NIBBLES) | ((top >> 1) & 0x1010_1010)
-
-
-@inlined
-def codes_q6_k(blocks, at):
-    a, b = load_words(blocks, at), load_words(blocks, at + 64)
-    top, more = in_halves(load_words_twice(blocks, at + 128), 0, 2), in_halves(load_words_twice(blocks, at + 160), 0, 2)
-    v, w = (a & NIBBLES) | ((top << 4) & 0x3030_3030), ((a >> 4) & NIBBLES) | (top & 0x3030_3030)
-    x, y = (b & NIBBLES) | ((more << 4) & 0x3030_3030), ((b >> 4) & NIBBLES) | (more & 0x3030_3030)
-    return v, w, x, y
-
-
-@inlined
-def scales_q6_k(blocks, at):
-    scale = load_signed(blocks, at + 192)
-    return scale, scale
-
-
-# given by `specialized`, for each format: bytes a block; the functions above; where d and dmin are; by how many bits
-# the excess of the codes is shifted, or 0 for none; the scales of each of the four vectors in its lanes
-record, codes, scales, d_at, min_at, excess, place_0, place_1, place_2, place_3 = [None] * 10
-
-
-def _rows(x, scale_x, sums, blocks, per_row, first, last, out):
-    """out[t, r] for all tokens t and rows first .. last - 1, of `per_row` blocks each.
-
-    x: uint8 [m, k], the bytes of signed codes, in the order of the vectors; scale_x [m, k / 256]; sums int32
-    [m, k / 16], of the codes that each lane of the second vector of `scales` is for.
-    """
-    for t in range(x.shape[0]):
-        tokens, scale_of_token, sums_of_token = x[t], scale_x[t], sums[t]
-        for r in range(first, last):
-            total, rest = splat(0.0), splat(0.0)
-            for b in range(per_row):
-                at = record * (r * per_row + b)
-                for line in range(0, record, 64):
-                    prefetch(blocks, at + AHEAD + line)
-                scale, for_sums = scales(blocks, at)
-                scale = scaled(scale)
-                c0, c1, c2, c3 = codes(blocks, at)
-                whole = dot_scaled(splat_int(0), c0, load_words(tokens, 256 * b), place_0(scale))
-                whole = dot_scaled(whole, c1, load_words(tokens, 256 * b + 64), place_1(scale))
-                whole = dot_scaled(whole, c2, load_words(tokens, 256 * b + 128), place_2(scale))
-                whole = dot_scaled(whole, c3, load_words(tokens, 256 * b + 192), place_3(scale))
-                beside = times(for_sums, load(sums_of_token, LANES * b))
-                if excess:
-                    whole = whole - (beside << excess)
-                if min_at:
-                    rest = fma(to_float(beside), splat(half(blocks, at + min_at) * scale_of_token[b]), rest)
-                total = fma(to_float(whole), splat(half(blocks, at + d_at) * scale_of_token[b]), total)
-            out[t, r] = sum_lanes(total - rest)
-
-
-# The order of a block's weights in the four vectors, by 32
-TURNS = (0, 4, 1, 5, 2, 6, 3, 7)  # Q2_K, Q3_K
-PLANES = (0, 2, 1, 3, 4, 6, 5, 7)  # Q4_K, Q5_K
-IN_ORDER = tuple(range(8))
-SIX = (0, 1, 2, 3, 8, 9, 10, 11)  # the lane of each scale of `scales_six_bits`
-PARTS = {
-    "Q2_K": (84, codes_q2_k, scales_q2_k, 80, 82, 0, TURNS),
-    "Q3_K": (110, codes_q3_k, scales_q3_k, 108, 0, 2, TURNS),
-    "Q4_K": (144, codes_q4_k, scales_six_bits, 0, 2, 0, PLANES),
-    "Q5_K": (176, codes_q5_k, scales_six_bits, 0, 2, 0, PLANES),
-    "Q6_K": (210, codes_q6_k, scales_q6_k, 208, 0, 5, IN_ORDER),
-}
-
-
-def order_of(order) -> np.ndarray:
-    """Weights of a block in the order of the four vectors' bytes: int [256]."""
-    if order == "IQ4_XS":  # sixteen low halves of a sub-block, of the next one, then the high ones
-        return np.arange(256).reshape(4, 2, 2, 16).swapaxes(1, 2).reshape(-1)
-    return (32 * np.array(order)[:, None] + np.arange(32)).reshape(-1)
-
-
-def places(name: str, order) -> dict:
-    """Functions `place_0` .. `place_3`: the scales that belong to the lanes, of four weights, of each vector."""
-    sub_blocks = order_of(order).reshape(-1, 4)[:, 0] // 16
-    lanes = [SIX[i // 2] for i in sub_blocks] if name in ("Q4_K", "Q5_K") else list(sub_blocks)
-    return {f"place_{i}": arrange([int(lane) for lane in lanes[LANES * i : LANES * (i + 1)]]) for i in range(4)}
-
-
-def sums_in_lanes(sums: np.ndarray, name: str) -> np.ndarray:
-    """Sums of sixteen activations [m, blocks, 16], each in the lane of what it is multiplied by."""
-    if name not in ("Q4_K", "Q5_K"):
-        return sums
-    by_32, lanes = sums[..., ::2] + sums[..., 1::2], np.zeros_like(sums)  # lanes that hold scales get 0
-    lanes[..., 4:8], lanes[..., 12:16] = by_32[..., :4], by_32[..., 4:]
-    return lanes
-
-
-def _register(name):
-    size, its_codes, its_scales, its_d, its_min, its_excess, order = PARTS[name]
-    kernel = specialized(
-        _rows,
-        f"matmul_int8_{name.lower()}",
-        record=size,
-        codes=its_codes,
-        scales=its_scales,
-        d_at=its_d,
-        min_at=its_min,
-        excess=its_excess,
-        **places(name, order),
-    )
-
-    @ops.fast_path("matmul_int8", name, backend="numba")
-    def matmul(x, q):
-        """X [..., k] -> float32 [..., n], with activations rounded to 8 bits."""
-        n, k = q.shape
-        codes, scale_x = round_q8_k(np.asarray(x, np.float32).reshape(-1, k))
-        m = len(codes)
-        in_lanes = sums_in_lanes(sums_of_runs(codes, 16).reshape(m, k // 256, 16), name)
-        ordered = np.take(codes, order_of(order), axis=2).reshape(m, k).view(np.uint8)
-        out = np.empty((m, n), np.float32)
-        data = np.ascontiguousarray(q.arrays["blocks"]).reshape(-1)
-        tables = ordered, scale_x, in_lanes.reshape(m, k // 16)
-        in_pieces(lambda a, b: kernel(*tables, data, k // 256, a, b, out), n, max(1, PRODUCT // k))
-        return out.reshape(*x.shape[:-1], n)
-
-
-# ---- the operation, for every format that has it
+PRODUCTS = K_QUANTS | PAIRS | TERNARY | IQ4_XS
 
 
 def run_length(q) -> int:
@@ -271,6 +47,16 @@ def _traffic(shape, name, m=1):
     return ops.traffic("matmul", shape, name, m=m)
 
 
+def _register(name):
+    @ops.fast_path("matmul_int8", name, backend="numba")
+    def matmul(x, q):
+        """X [..., k] -> float32 [..., n], with activations rounded to 8 bits."""
+        tokens = np.asarray(x, np.float32).reshape(-1, q.shape[1])
+        out = np.empty((len(tokens), q.shape[0]), np.float32)
+        PRODUCTS[name].rows(tokens, np.ascontiguousarray(q.arrays["blocks"]).reshape(-1), out, digits=1)
+        return out.reshape(*x.shape[:-1], q.shape[0])
+
+
 ops.register("matmul_int8", _reference, _traffic)
-for _name in PARTS:
+for _name in PRODUCTS:
     _register(_name)

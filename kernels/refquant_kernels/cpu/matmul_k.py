@@ -1,131 +1,233 @@
-"""matmul of a token or a few with Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_XS: the scales of a block kept out of the inner loop.
+"""Products of a token or a few with Q2_K Q3_K Q4_K Q5_K Q6_K, activations of one byte or three (`products`).
 
-Must move, 4096 x 4096 weights of Q4_K: 9,437,184 bytes: at 18 GB/s 0.52 ms. Must do: for sixteen weights a shift, a
-look-up (without AVX-512, or with codes of more than 4 bits: a mask and a conversion), a multiplication by x; for 64 a
-multiplication by the scale. With the codes and the scales of a block some 80 operations for 256 weights, of which the
-processor does two at a time: the arithmetic, not the memory, is the floor.
+Must move, 4096 x 4096 weights of Q4_K: 9,437,184 bytes: at 18 GB/s 0.52 ms. Must do, a block of 256: 6 operations for
+the codes; with one byte 8 for 256 products and their scales (VNNI), with three 32; 4 to bring the scales to their
+lanes, some 20 for the scales of the block, which are the same for four weights as for four hundred.
 
 Two ideas:
 
-- **No code is moved.** Bytes lie four in a lane (`matmul_int8`); a shift brings the next one down. Spreading them to a
-  lane each, as `decode` does, all goes through the one port that shuffles. The activations are put in that order once.
-- **The minimum of a sub-block meets the sum of its activations only**, which is the same for all rows::
-
-      sum (scale * code - min) * x  =  scale * sum code * x  -  min * sum x
-
-  So the minima of a block are one vector, multiplied once with a vector of sums; and so is the excess of the codes
-  that are stored too large.
+- **One byte: a block is one sum of integers.** Four products fit 16 bits, so one instruction multiplies by the
+  sub-block's scale and adds; only then comes float32, once a block. With three bytes each vector is converted.
+- **The minima, and the 4 or 32 by which codes are stored too large, meet sums of activations only**, which are the same
+  for all rows: sum (scale * code - min) * x = scale * sum code * x - min * sum x. They are one vector a block.
 """
 
 import numpy as np
 
-from refquant_kernels.cpu.compile import aligned, inlined, specialized
-from refquant_kernels.cpu.decode import IQ4, IQ4_WORDS, four_bits, half, halves, look_up, next_two_bits, two_bits
-from refquant_kernels.cpu.machine import arrange, load_words, load_words_twice, prefetch, sum_lanes, word_at
-from refquant_kernels.cpu.matmul_int8 import AHEAD, NIBBLES, PARTS, in_halves, order_of, places, sums_in_lanes
-from refquant_kernels.cpu.simd import LANES, fma, load, shift_right, splat, splat_int, to_float
+from refquant_kernels.cpu.activations import sums_of_runs
+from refquant_kernels.cpu.compile import inlined, specialized
+from refquant_kernels.cpu.decode import half
+from refquant_kernels.cpu.machine import (
+    arrange,
+    dot_scaled,
+    load_words,
+    load_words_twice,
+    prefetch,
+    scaled,
+    sum_lanes,
+    times,
+)
+from refquant_kernels.cpu.products import AHEAD, NIBBLES, TWO_BITS, Product, dot_three, in_halves, in_order
+from refquant_kernels.cpu.simd import LANES, fma, load, load_signed, splat, splat_int, to_float
 
-PAIRWISE = np.repeat(np.arange(8, dtype=np.int32), 2)  # 0 0 1 1 2 2 ...: sub-blocks of 32 as pairs of sixteen
+# ruff: noqa: D103 (codes_x and scales_x are what the comment below says, for the format x)
 
-
-@inlined
-def lowest_byte(v):
-    """F: the lowest byte of each lane."""
-    return to_float(v & 255)
-
-
-@inlined
-def scales_iq4_xs(blocks, at):
-    """As in `matmul_int8`; there is nothing for sums to meet."""
-    pairs = load(PAIRWISE, 0)
-    low = shift_right(splat_int(np.int32(word_at(blocks, at + 4))), pairs << 2) & 15
-    high = (splat_int(np.int32(blocks[at + 2]) | np.int32(blocks[at + 3]) << 8) >> (pairs << 1)) & 3
-    return (low | (high << 4)) - 32, splat_int(0)
-
-
-@inlined
-def codes_iq4_xs(blocks, at):
-    """As in `matmul_int8`: places in the table."""
-    a, b = load_words_twice(blocks, at + 8), load_words_twice(blocks, at + 40)
-    c, d = load_words_twice(blocks, at + 72), load_words_twice(blocks, at + 104)
-    a, b, c, d = in_halves(a, 0, 4), in_halves(b, 0, 4), in_halves(c, 0, 4), in_halves(d, 0, 4)
-    return a & NIBBLES, b & NIBBLES, c & NIBBLES, d & NIBBLES
-
-
-@inlined
-def iq4_value(v):
-    """F: the value of the code in the lowest byte of each lane."""
-    return look_up(IQ4, IQ4_WORDS, v)
+# codes(blocks, at): the 256 codes of the block at byte `at`, bytes of four vectors
+# scales(blocks, at): two vectors of whole numbers: the scales, and what the sums of activations are multiplied by
 
 
 @inlined
 def codes_q2_k(blocks, at):
-    """Of which two bits of each byte count: of the first and third vector the lowest, of the others the next."""
     data = load_words(blocks, at + 16)
-    return data, data, data >> 4, data >> 4
-
-
-broadcast_0, broadcast_1 = arrange([0] * LANES), arrange([1] * LANES)
-# given by `specialized`, for each format: as in `matmul_int8`, and value(v), the number that the lowest byte stands for
-# in the first and third vector, value_2(v) in the others
-record, codes, scales, value, value_2, d_at, min_at, excess, place_0, place_1, place_2, place_3 = [None] * 12
+    return data & TWO_BITS, (data >> 2) & TWO_BITS, (data >> 4) & TWO_BITS, (data >> 6) & TWO_BITS
 
 
 @inlined
-def of_bytes(v, x, column, value):
-    """F: in each lane its four codes times four activations; those of the lanes' first bytes come first."""
-    total = value(v) * load(x, column)
-    total = fma(value(v >> 8), load(x, column + LANES), total)
-    total = fma(value(v >> 16), load(x, column + 2 * LANES), total)
-    return fma(value(v >> 24), load(x, column + 3 * LANES), total)
+def scales_q2_k(blocks, at):
+    both = load(blocks, at)
+    return both & 15, both >> 4
 
 
-def _rows(x, sums, blocks, per_row, first, last, out):
-    """out[t, r] for all tokens t, and rows first .. last - 1, of `per_row` blocks each; x and sums as `arranged`."""
+@inlined
+def codes_q3_k(blocks, at):
+    data, top = load_words(blocks, at + 32), in_halves(load_words_twice(blocks, at), 0, 4)
+    a = (data & TWO_BITS) | ((top << 2) & 0x0404_0404)
+    b = ((data >> 2) & TWO_BITS) | ((top << 1) & 0x0404_0404)
+    c = ((data >> 4) & TWO_BITS) | (top & 0x0404_0404)
+    return a, b, c, ((data >> 6) & TWO_BITS) | ((top >> 1) & 0x0404_0404)
+
+
+low_q3_k, high_q3_k = arrange([2 + j % 8 for j in range(16)]), arrange([10 + j % 4 for j in range(16)])
+LOW_SHIFTS, HIGH_SHIFTS = (np.repeat(np.array(a, np.int32), 16 // len(a)) for a in ((0, 4), (0, 2, 4, 6)))
+
+
+@inlined
+def scales_q3_k(blocks, at):
+    data = load(blocks, at + 94)  # the scales are in bytes 96 to 107
+    low, high = low_q3_k(data) >> load(LOW_SHIFTS, 0), high_q3_k(data) >> load(HIGH_SHIFTS, 0)
+    scale = ((low & 15) | ((high & 3) << 4)) - 32
+    return scale, scale
+
+
+@inlined
+def codes_q4_k(blocks, at):
+    a, b = load_words(blocks, at + 16), load_words(blocks, at + 80)
+    return a & NIBBLES, (a >> 4) & NIBBLES, b & NIBBLES, (b >> 4) & NIBBLES
+
+
+low_six, high_six = arrange([*range(4, 16), *range(12, 16)]), arrange([0] * 8 + [*range(4, 12)])
+SIX_SHIFTS = np.repeat(np.array([0, 0, 0, 4], np.int32), 4)
+SIX_MASKS, SIX_HIGH = (np.repeat(np.array(a, np.int32), 8) for a in ((63, 15), (0, 48)))
+
+
+@inlined
+def scales_six_bits(blocks, at):
+    """Q4_K, Q5_K: scales 0..3, minima 0..3, scales 4..7, minima 4..7; all of them twice."""
+    data = load(blocks, at)
+    low, high = low_six(data) >> load(SIX_SHIFTS, 0), high_six(data) >> 2
+    both = (low & load(SIX_MASKS, 0)) | (high & load(SIX_HIGH, 0))
+    return both, both
+
+
+@inlined
+def codes_q5_k(blocks, at):
+    a, b = load_words(blocks, at + 48), load_words(blocks, at + 112)
+    top = in_halves(load_words_twice(blocks, at + 16), 0, 2)
+    v = (a & NIBBLES) | ((top << 4) & 0x1010_1010)
+    w = ((a >> 4) & NIBBLES) | ((top << 3) & 0x1010_1010)
+    x = (b & NIBBLES) | (top & 0x1010_1010)
+    return v, w, x, ((b >> 4) & NIBBLES) | ((top >> 1) & 0x1010_1010)
+
+
+@inlined
+def codes_q6_k(blocks, at):
+    a, b = load_words(blocks, at), load_words(blocks, at + 64)
+    top, more = in_halves(load_words_twice(blocks, at + 128), 0, 2), in_halves(load_words_twice(blocks, at + 160), 0, 2)
+    v, w = (a & NIBBLES) | ((top << 4) & 0x3030_3030), ((a >> 4) & NIBBLES) | (top & 0x3030_3030)
+    x, y = (b & NIBBLES) | ((more << 4) & 0x3030_3030), ((b >> 4) & NIBBLES) | (more & 0x3030_3030)
+    return v, w, x, y
+
+
+@inlined
+def scales_q6_k(blocks, at):
+    scale = load_signed(blocks, at + 192)
+    return scale, scale
+
+
+# given by `specialized`, for each format: bytes a block; the functions above; where d and dmin are; by how many bits
+# the excess of the codes is shifted, or 0 for none; the scales of each of the four vectors in its lanes
+record, codes, scales, d_at, min_at, excess, place_0, place_1, place_2, place_3 = [None] * 10
+
+
+def _one_byte(x, scale_x, sums, blocks, per_row, first, last, out):
+    """out[t, r] for all tokens t and rows first .. last - 1, of `per_row` blocks each.
+
+    x: uint8 [m, k], the bytes of signed codes, in the order of the vectors; scale_x [m, k / 256]; sums int32
+    [m, k / 16], of the codes that each lane of the second vector of `scales` is for.
+    """
     for t in range(x.shape[0]):
-        tokens, sums_of_token = x[t], sums[t]
+        tokens, scale_of_token, sums_of_token = x[t], scale_x[t], sums[t]
         for r in range(first, last):
             total, rest = splat(0.0), splat(0.0)
             for b in range(per_row):
-                at, column = record * (r * per_row + b), 256 * b
+                at = record * (r * per_row + b)
                 for line in range(0, record, 64):
                     prefetch(blocks, at + AHEAD + line)
-                whole, for_sums = scales(blocks, at)
-                if min_at:
-                    both = halves(blocks, at + d_at, at + d_at)
-                    d, subtracted = broadcast_0(both), broadcast_1(both)
-                else:
-                    d = splat(half(blocks, at + d_at))
-                    subtracted = d * np.float32(1 << excess)
-                scale = to_float(whole) * d
-                if min_at or excess:
-                    rest = fma(to_float(for_sums) * subtracted, load(sums_of_token, LANES * b), rest)
+                scale, for_sums = scales(blocks, at)
+                scale = scaled(scale)
                 c0, c1, c2, c3 = codes(blocks, at)
-                total = fma(of_bytes(c0, tokens, column, value), place_0(scale), total)
-                total = fma(of_bytes(c1, tokens, column + 64, value_2), place_1(scale), total)
-                total = fma(of_bytes(c2, tokens, column + 128, value), place_2(scale), total)
-                total = fma(of_bytes(c3, tokens, column + 192, value_2), place_3(scale), total)
+                whole = dot_scaled(splat_int(0), c0, load_words(tokens, 256 * b), place_0(scale))
+                whole = dot_scaled(whole, c1, load_words(tokens, 256 * b + 64), place_1(scale))
+                whole = dot_scaled(whole, c2, load_words(tokens, 256 * b + 128), place_2(scale))
+                whole = dot_scaled(whole, c3, load_words(tokens, 256 * b + 192), place_3(scale))
+                beside = times(for_sums, load(sums_of_token, LANES * b))
+                if excess:
+                    whole = whole - (beside << excess)
+                if min_at:
+                    rest = fma(to_float(beside), splat(half(blocks, at + min_at) * scale_of_token[b]), rest)
+                total = fma(to_float(whole), splat(half(blocks, at + d_at) * scale_of_token[b]), total)
             out[t, r] = sum_lanes(total - rest)
 
 
-_VALUES = {"Q2_K": (two_bits, next_two_bits), **dict.fromkeys(("Q3_K", "Q4_K"), (four_bits, four_bits))}
-_VALUES |= dict.fromkeys(("Q5_K", "Q6_K"), (lowest_byte, lowest_byte))
-ALL = {name: (*part[:3], *_VALUES[name], *part[3:]) for name, part in PARTS.items()}
-ALL["Q2_K"] = (84, codes_q2_k, *ALL["Q2_K"][2:])
-ALL["IQ4_XS"] = (136, codes_iq4_xs, scales_iq4_xs, iq4_value, iq4_value, 0, 0, 0, "IQ4_XS")
-_NAMES = ("record", "codes", "scales", "value", "value_2", "d_at", "min_at", "excess")
-ROWS = {
-    name: specialized(
-        _rows, f"matmul_{name.lower()}", **dict(zip(_NAMES, part, strict=False)), **places(name, part[-1])
-    )
-    for name, part in ALL.items()
+def _three_bytes(x, scale_x, sums, blocks, per_row, first, last, out):
+    """As above. x: uint8 [m, 3 k]; sums float32, of the decoded activations."""
+    for t in range(x.shape[0]):
+        tokens, scale_of_token, sums_of_token = x[t], scale_x[t], sums[t]
+        for r in range(first, last):
+            total, rest = splat(0.0), splat(0.0)
+            for b in range(per_row):
+                at, column = record * (r * per_row + b), 768 * b
+                for line in range(0, record, 64):
+                    prefetch(blocks, at + AHEAD + line)
+                whole, for_sums = scales(blocks, at)
+                d = half(blocks, at + d_at)
+                scale = to_float(whole) * (d * scale_of_token[b])
+                if min_at or excess:
+                    subtracted = half(blocks, at + min_at) if min_at else d * np.float32(1 << excess)
+                    rest = fma(to_float(for_sums) * subtracted, load(sums_of_token, LANES * b), rest)
+                c0, c1, c2, c3 = codes(blocks, at)
+                total = fma(to_float(dot_three(splat_int(0), c0, tokens, column)), place_0(scale), total)
+                total = fma(to_float(dot_three(splat_int(0), c1, tokens, column + 192)), place_1(scale), total)
+                total = fma(to_float(dot_three(splat_int(0), c2, tokens, column + 384)), place_2(scale), total)
+                total = fma(to_float(dot_three(splat_int(0), c3, tokens, column + 576)), place_3(scale), total)
+            out[t, r] = sum_lanes(total - rest)
+
+
+# The order of a block's weights in the four vectors, by 32
+TURNS = (0, 4, 1, 5, 2, 6, 3, 7)  # Q2_K, Q3_K
+PLANES = (0, 2, 1, 3, 4, 6, 5, 7)  # Q4_K, Q5_K
+IN_ORDER = tuple(range(8))
+SIX = (0, 1, 2, 3, 8, 9, 10, 11)  # the lane of each scale of `scales_six_bits`
+PARTS = {
+    "Q2_K": (84, codes_q2_k, scales_q2_k, 80, 82, 0, TURNS),
+    "Q3_K": (110, codes_q3_k, scales_q3_k, 108, 0, 2, TURNS),
+    "Q4_K": (144, codes_q4_k, scales_six_bits, 0, 2, 0, PLANES),
+    "Q5_K": (176, codes_q5_k, scales_six_bits, 0, 2, 0, PLANES),
+    "Q6_K": (210, codes_q6_k, scales_q6_k, 208, 0, 5, IN_ORDER),
 }
-_ORDERS = {name: order_of(part[-1]).reshape(4, LANES, 4).swapaxes(1, 2).reshape(-1) for name, part in ALL.items()}
 
 
-def arranged(tokens: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Activations [m, k] in the order in which the codes come, and their sums [m, k / 16], in the lanes' order."""
-    m, k = tokens.shape
-    by_block = tokens.reshape(m, k // 256, 256)
-    sums = sums_in_lanes(by_block.reshape(m, k // 256, 16, 16).sum(axis=3), name)
-    return aligned(np.take(by_block, _ORDERS[name], axis=2).reshape(m, k)), sums.reshape(m, k // 16)
+def order_of(order) -> np.ndarray:
+    """Weights of a block in the order of the four vectors' bytes: int [256]."""
+    if order == "IQ4_XS":  # sixteen low halves of a sub-block, of the next one, then the high ones
+        return np.arange(256).reshape(4, 2, 2, 16).swapaxes(1, 2).reshape(-1)
+    return (32 * np.array(order)[:, None] + np.arange(32)).reshape(-1)
+
+
+def places(name: str, order) -> dict:
+    """Functions `place_0` .. `place_3`: the scales that belong to the lanes, of four weights, of each vector."""
+    sub_blocks = order_of(order).reshape(-1, 4)[:, 0] // 16
+    lanes = [SIX[i // 2] for i in sub_blocks] if name in ("Q4_K", "Q5_K") else list(sub_blocks)
+    return {f"place_{i}": arrange([int(lane) for lane in lanes[LANES * i : LANES * (i + 1)]]) for i in range(4)}
+
+
+def sums_in_lanes(sums: np.ndarray, name: str) -> np.ndarray:
+    """Sums of sixteen activations [m, blocks, 16], each in the lane of what it is multiplied by."""
+    if name not in ("Q4_K", "Q5_K"):
+        return sums
+    by_32, lanes = sums[..., ::2] + sums[..., 1::2], np.zeros_like(sums)  # lanes that hold scales get 0
+    lanes[..., 4:8], lanes[..., 12:16] = by_32[..., :4], by_32[..., 4:]
+    return lanes
+
+
+def _product(name):
+    size, its_codes, its_scales, its_d, its_min, its_excess, order = PARTS[name]
+    parts = {"record": size, "codes": its_codes, "scales": its_scales, "d_at": its_d, "min_at": its_min}
+    parts |= {"excess": its_excess, **places(name, order)}
+    kernels = {
+        1: specialized(_one_byte, f"matmul_int8_{name.lower()}", **parts),
+        3: specialized(_three_bytes, f"matmul_{name.lower()}", **parts),
+    }
+
+    def tables(whole, scales, digits):
+        m, k = whole.shape
+        sums = sums_of_runs(whole, 16).reshape(m, k // 256, 16)
+        if digits == 3:
+            sums = (sums * scales[..., None].astype(np.float64)).astype(np.float32)
+        sums = sums_in_lanes(sums, name).reshape(m, k // 16)
+        return in_order(whole, order_of(order), 256, digits)[0], scales, sums
+
+    return Product(kernels, 256, tables)
+
+
+K_QUANTS = {name: _product(name) for name in PARTS}

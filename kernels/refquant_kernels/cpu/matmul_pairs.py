@@ -1,69 +1,115 @@
-"""matmul of a token or a few with Q4_0 Q4_1 Q5_0 Q5_1 MXFP4: two blocks of 32 at a time, no code moved.
+"""Products of a token or a few with formats of 32 weights a block, two blocks at a time (`products`).
 
-Must move, 4096 x 4096 weights of Q5_0: 11,534,336 bytes: at 18 GB/s 0.64 ms. Must do, for two blocks, 64 weights: some
-5 operations for their codes, 3 shifts, 4 look-ups and 4 multiplications (with AVX2 twice as many, and 3 masks), 5 for
-the two scales: some 20, of which the processor does two at a time: 10 cycles for 44 bytes, less than the memory takes.
+Activations of one byte: Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 IQ4_NL MXFP4; of three: all but Q8_0 and IQ4_NL, whose values of 8
+bits leave no room.
 
-The idea is that of `matmul_k`: codes lie four in a lane, a shift brings the next one down, and the activations are put
-in that order once; a block's fifth bits, 32 in a word, are set in all of its bytes at once. A minimum meets the sum of
-its block's activations only.
+Must move, 4096 x 4096 weights of Q4_0: 9,437,184 bytes: at 18 GB/s 0.52 ms. Must do, for two blocks, 64 weights: some 4
+operations for the codes, one or five for their products, a conversion, two multiplications, 6 for the two scales: a
+scale for every 32 weights makes this dearer than Q4_K.
+
+The idea: codes that are stored too large (by 8 in Q4_0) are multiplied as they are, and -8 times the sum of the four
+activations of each lane is added, from a table: with one byte in place of the 0 that the sum would begin with anyway.
+Two blocks fill a vector: their codes then are in the order of the weights, and the activations stay in theirs.
 """
 
 import numpy as np
 
-from refquant_kernels.cpu.compile import aligned, inlined, specialized
-from refquant_kernels.cpu.decode import E2M1, E2M1_WORDS, four_bits, four_bits_minus_8, halves, look_up
-from refquant_kernels.cpu.machine import HAS_PICK, load_quarters, pick_of_32, prefetch, sum_lanes
-from refquant_kernels.cpu.matmul_int8_blocks import (
-    AHEAD,
-    codes_q4_0,
-    codes_q4_1,
-    codes_q5_0,
-    codes_q5_1,
-    heads_mxfp4,
-    in_mins,
-    nibbles,
-    padded,
-    to_each_half,
+from refquant.codebooks import E2M1_DOUBLED, IQ4_VALUES
+from refquant_kernels.cpu.activations import in_bytes, sums_of_runs
+from refquant_kernels.cpu.compile import inlined, specialized
+from refquant_kernels.cpu.decode import halves
+from refquant_kernels.cpu.machine import (
+    SIGNED_EXCESS,
+    add_bit_4,
+    arrange,
+    in_front,
+    load_quarters,
+    load_two,
+    look_up_bytes,
+    prefetch,
+    sum_lanes,
+    word_at,
 )
-from refquant_kernels.cpu.matmul_k import lowest_byte, of_bytes
-from refquant_kernels.cpu.simd import LANES, fma, load, splat, to_float
+from refquant_kernels.cpu.products import AHEAD, NIBBLES, Product, dot_one, dot_one_signed, dot_three, padded
+from refquant_kernels.cpu.simd import fma, lane_numbers, load, select, splat, splat_int, to_float
 
-UP_TO_31 = np.arange(32, dtype=np.float32)
-MINUS_16 = UP_TO_31 - 16
+# ruff: noqa: D103 (codes_x and scale_x are what the comments below say, for the format x)
 
-
-@inlined
-def five_bits(v):
-    """F: the lowest five bits; without a table for them, of a byte that has no more."""
-    return pick_of_32(load(UP_TO_31, 0), load(UP_TO_31, LANES), v) if HAS_PICK else lowest_byte(v)
-
-
-@inlined
-def five_bits_minus_16(v):
-    """F: the same, minus 16."""
-    return pick_of_32(load(MINUS_16, 0), load(MINUS_16, LANES), v) if HAS_PICK else to_float((v & 255) - 16)
+f32 = np.float32
+MXFP4_EXCESS = 12
+IQ4_TABLE = np.tile(IQ4_VALUES, 4).view(np.int32)
+POWERS = np.ldexp(f32(0.5), np.arange(-127, 129)).astype(f32)  # of MXFP4: half of 2^(e - 127), for doubled values
+E2M1_TABLE = np.tile(E2M1_DOUBLED + np.int8(MXFP4_EXCESS), 4).view(np.int32)
 
 
 @inlined
-def places_mxfp4(blocks, i, j):
-    """As the codes of the others: places in the table."""
-    return nibbles(load_quarters(blocks, i + 1, j + 1))
+def nibbles(data):
+    """Low halves in lanes 0..3 and 8..11, high ones in the others, whose data are the same again."""
+    return (data >> select((lane_numbers() & 4) == 0, splat_int(0), splat_int(4))) & NIBBLES
+
+
+# ---- blocks of 32. codes(blocks, i, j): 64 codes of the blocks at bytes i and j
 
 
 @inlined
-def e2m1(v):
-    """F: the doubled value of the lowest four bits."""
-    return look_up(E2M1, E2M1_WORDS, v)
+def codes_q4_0(blocks, i, j):
+    return nibbles(load_quarters(blocks, i + 2, j + 2))
 
 
-record, codes, head, value, has_min = None, None, None, None, None  # given by `specialized`, for each format
+@inlined
+def codes_q4_1(blocks, i, j):
+    return nibbles(load_quarters(blocks, i + 4, j + 4))
 
 
-def _rows(x, sums, blocks, per_row, first, last, out):
-    """out[t, r] for all tokens t and rows first .. last - 1, of `per_row` blocks each; x and sums as `in_pairs`."""
+@inlined
+def codes_q5_0(blocks, i, j):
+    data = nibbles(load_quarters(blocks, i + 6, j + 6))
+    return add_bit_4(data, word_at(blocks, i + 2), word_at(blocks, j + 2))
+
+
+@inlined
+def codes_q5_1(blocks, i, j):
+    data = nibbles(load_quarters(blocks, i + 8, j + 8))
+    return add_bit_4(data, word_at(blocks, i + 4), word_at(blocks, j + 4))
+
+
+@inlined
+def codes_q8_0(blocks, i, j):
+    return load_two(blocks, i + 2, j + 2)
+
+
+@inlined
+def codes_iq4_nl(blocks, i, j):
+    return look_up_bytes(load(IQ4_TABLE, 0), nibbles(load_quarters(blocks, i + 2, j + 2)))
+
+
+@inlined
+def codes_mxfp4(blocks, i, j):
+    return look_up_bytes(load(E2M1_TABLE, 0), nibbles(load_quarters(blocks, i + 1, j + 1)))
+
+
+# head(blocks, i, j): F, in lanes 0 and 2 the scales d of the blocks at bytes i and j, in 1 and 3 their minima; without
+# minima what stands in 1 and 3 is not used (`decode.halves`)
+
+
+@inlined
+def heads_mxfp4(blocks, i, j):
+    return in_front(POWERS[blocks[i]], 0, POWERS[blocks[j]], 0)
+
+
+to_each_half = arrange([0] * 8 + [2] * 8)  # d to the lanes of its block
+record, codes, head, dot, has_min, bytes_each = None, None, None, None, None, None  # given by `specialized`
+
+
+def _pairs(x, starts, scale_x, sums, blocks, per_row, first, last, out):
+    """out[t, r] for all tokens t and rows first .. last - 1, of `per_row` blocks each, two at a time.
+
+    x: uint8 [m, 64 p bytes_each]; starts: int32 [m, 16 p]; scale_x: [m, 16 p], of each lane; sums [m, 16 p]: in lanes
+    1 and 3, where the minima are, those of the decoded activations of the two blocks, else 0.
+    Where the last pair is half, all are 0 there.
+    """
     for t in range(x.shape[0]):
-        tokens, sums_of_token = x[t], sums[t]
+        tokens, starts_of_token, scales, sums_of_token = x[t], starts[t], scale_x[t], sums[t]
         for r in range(first, last):
             total, rest = splat(0.0), splat(0.0)
             for b in range(0, per_row, 2):
@@ -71,33 +117,47 @@ def _rows(x, sums, blocks, per_row, first, last, out):
                 j = i + record if b + 1 < per_row else i
                 for line in range(0, 2 * record, 64):
                     prefetch(blocks, i + AHEAD + line)
+                products = dot(load(starts_of_token, 8 * b), codes(blocks, i, j), tokens, 32 * bytes_each * b)
                 d_and_min = head(blocks, i, j)
-                total = fma(of_bytes(codes(blocks, i, j), tokens, 32 * b, value), to_each_half(d_and_min), total)
+                total = fma(to_float(products), load(scales, 8 * b) * to_each_half(d_and_min), total)
                 if has_min:
                     rest = fma(d_and_min, load(sums_of_token, 8 * b), rest)
             out[t, r] = sum_lanes(total + rest if has_min else total)
 
 
-FORMATS = {
-    "Q4_0": (18, codes_q4_0, halves, four_bits_minus_8, False),
-    "Q4_1": (20, codes_q4_1, halves, four_bits, True),
-    "Q5_0": (22, codes_q5_0, halves, five_bits_minus_16, False),
-    "Q5_1": (24, codes_q5_1, halves, five_bits, True),
-    "MXFP4": (17, places_mxfp4, heads_mxfp4, e2m1, False),
-}
-PAIRS = {
-    name: specialized(
-        _rows, f"matmul_{name.lower()}", record=size, codes=its_codes, head=its_head, value=its_value, has_min=with_min
-    )
-    for name, (size, its_codes, its_head, its_value, with_min) in FORMATS.items()
+PARTS = {
+    "Q4_0": (18, codes_q4_0, halves, dot_one, 8, False),
+    "Q4_1": (20, codes_q4_1, halves, dot_one, 0, True),
+    "Q5_0": (22, codes_q5_0, halves, dot_one, 16, False),
+    "Q5_1": (24, codes_q5_1, halves, dot_one, 0, True),
+    "Q8_0": (34, codes_q8_0, halves, dot_one_signed, SIGNED_EXCESS, False),
+    "IQ4_NL": (18, codes_iq4_nl, halves, dot_one_signed, SIGNED_EXCESS, False),
+    "MXFP4": (17, codes_mxfp4, heads_mxfp4, dot_one, MXFP4_EXCESS, False),
 }
 
 
-def in_pairs(tokens: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Activations [m, 64 p] in the order in which the codes of two blocks come, and their sums where there are minima
-    (`in_mins`); 0 where the last pair is half.
-    """  # fmt: skip
-    m, k = tokens.shape
-    wide = padded(tokens, 64).reshape(m, -(-k // 64), LANES, 4)
-    ordered = aligned(wide.swapaxes(2, 3).reshape(m, wide.shape[1] * 64))
-    return ordered, in_mins(tokens.reshape(m, k // 32, 32).sum(axis=2)) if FORMATS[name][-1] else ordered
+def in_mins(of_blocks: np.ndarray) -> np.ndarray:
+    """Sums of the activations of each block [m, blocks], of each two in lanes 1 and 3 of sixteen: float32 [m, 16 p]."""
+    m, blocks = of_blocks.shape
+    pairs = -(-blocks // 2)
+    lanes = np.zeros((m, pairs, 16), np.float32)
+    lanes[..., 1:4:2] = padded(of_blocks, 2).reshape(m, pairs, 2)
+    return lanes.reshape(m, 16 * pairs)
+
+
+def _product(name):
+    size, its_codes, its_head, its_dot, excess, with_min = PARTS[name]
+    parts = {"record": size, "codes": its_codes, "head": its_head, "has_min": with_min}
+    kernels = {1: specialized(_pairs, f"matmul_int8_{name.lower()}", dot=its_dot, bytes_each=1, **parts)}
+    if its_dot is dot_one:
+        kernels[3] = specialized(_pairs, f"matmul_{name.lower()}", dot=dot_three, bytes_each=3, **parts)
+
+    def tables(whole, scales, digits):
+        wide, each = padded(whole, 64), padded(np.repeat(scales, 8, axis=1), 16)
+        sums = in_mins(sums_of_runs(whole, 32) * scales) if with_min else each  # unused without
+        return in_bytes(wide, digits), np.int32(-excess) * sums_of_runs(wide, 4), each, sums
+
+    return Product(kernels, 32, tables)
+
+
+PAIRS = {name: _product(name) for name in PARTS}

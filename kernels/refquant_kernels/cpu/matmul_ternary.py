@@ -1,88 +1,117 @@
-"""matmul of a token or a few with TQ1_0 and TQ2_0: codes 0, 1, 2 for -1, 0, 1, and one scale for 256.
+"""Products of a token or a few with TQ1_0 and TQ2_0: codes 0, 1, 2 for -1, 0, 1, and one scale for 256 (`products`).
 
-Must move, 4096 x 4096 weights of TQ2_0: 4,325,376 bytes: at 18 GB/s 0.24 ms. Must do, for 256 weights: 7 shifts, 16
-look-ups, 16 multiplications (with AVX2 twice as many, and 16 masks): 40 operations for 66 bytes, so that the
-arithmetic, not the memory, is the floor. TQ1_0 has 40 more, to take its trits out of the bytes.
+Must move, 4096 x 4096 weights of TQ2_0: 4,325,376 bytes: at 18 GB/s 0.24 ms. Must do, for 256 weights: 7 operations for
+the codes, 4 for their products with activations of one byte, 14 of three, a conversion, a multiplication: the memory is
+the floor. TQ1_0 has 20 more, to take its trits out of the bytes.
 
-The idea is that of `matmul_k`: codes lie four in a lane, a shift brings the next one down, and the activations are put
-in that order once. A table gives -1, 0 or 1, so that nothing has to be subtracted afterwards.
+The idea: since all of a block has one scale, all of it is one sum of integers, and the bytes of the activations are put
+together once for 256 weights.
 """
 
 import numpy as np
 
-from refquant_kernels.cpu.compile import aligned, inlined, specialized
-from refquant_kernels.cpu.decode import PAIRS, SECOND_PAIRS, half
-from refquant_kernels.cpu.machine import HAS_PICK, load_52, load_words, pick, prefetch, sum_lanes, triple_bytes
-from refquant_kernels.cpu.matmul_int8_blocks import AHEAD, OF_256, trits
-from refquant_kernels.cpu.matmul_k import of_bytes
-from refquant_kernels.cpu.simd import LANES, fma, load, splat, to_float
+from refquant_kernels.cpu.compile import inlined, specialized
+from refquant_kernels.cpu.decode import half
+from refquant_kernels.cpu.machine import (
+    above_85,
+    above_170,
+    dot_bytes,
+    load_52,
+    load_words,
+    prefetch,
+    sum_lanes,
+    triple_bytes,
+)
+from refquant_kernels.cpu.products import AHEAD, TWO_BITS, Product, in_order
+from refquant_kernels.cpu.simd import LANES, fma, load, splat, splat_int, to_float
 
-LOWEST, NEXT = PAIRS - 1, SECOND_PAIRS - 1
+# ruff: noqa: D103 (codes_x is what the comment below says, for the format x)
 
-
-@inlined
-def two_bits_minus_1(v):
-    """F: the lowest two bits, minus 1."""
-    return pick(load(LOWEST, 0), v) if HAS_PICK else to_float((v & 3) - 1)
-
-
-@inlined
-def next_two_bits_minus_1(v):
-    """F: the two bits above those, minus 1."""
-    return pick(load(NEXT, 0), v) if HAS_PICK else to_float(((v >> 2) & 3) - 1)
-
-
-# whole(blocks, at, x, column): F, the codes of the block at byte `at` times the activations from `column` on
+# codes(blocks, at): the 256 codes of the block at byte `at`, bytes of five vectors
 
 
 @inlined
-def whole_tq2_0(blocks, at, x, column):  # noqa: D103
+def codes_tq2_0(blocks, at):
     data = load_words(blocks, at)
-    total = of_bytes(data, x, column, two_bits_minus_1) + of_bytes(data, x, column + 64, next_two_bits_minus_1)
-    data = data >> 4
-    more = of_bytes(data, x, column + 128, two_bits_minus_1) + of_bytes(data, x, column + 192, next_two_bits_minus_1)
-    return total + more
+    return data & TWO_BITS, (data >> 2) & TWO_BITS, (data >> 4) & TWO_BITS, (data >> 6) & TWO_BITS, splat_int(0)
 
 
 @inlined
-def whole_tq1_0(blocks, at, x, column):  # noqa: D103
-    data, total = load_52(blocks, at, at + 32, at + 48), splat(0.0)
-    for j in range(5):
-        total = total + of_bytes(trits(data), x, column + 64 * j, two_bits_minus_1)
-        data = triple_bytes(data)
-    return total
+def trits(data):
+    """The first trit of each byte, 0 to 2: byte * 3 / 256, without its fraction."""
+    return above_85(data) + above_170(data)
 
 
-record, whole, width, d_at = None, None, None, None  # given by `specialized`, for each format
+@inlined
+def codes_tq1_0(blocks, at):
+    a = load_52(blocks, at, at + 32, at + 48)
+    b = triple_bytes(a)
+    c = triple_bytes(b)
+    d = triple_bytes(c)
+    return trits(a), trits(b), trits(c), trits(d), trits(triple_bytes(d))
 
 
-def _rows(x, sums, blocks, per_row, first, last, out):
-    """out[t, r] for all tokens t and rows first .. last - 1, of `per_row` blocks; x as `in_trits`; `sums` is unused."""
+record, codes, vectors, bytes_each, d_at = None, None, None, None, None  # given by `specialized`, for each format
+
+
+def _rows(x, starts, scale_x, blocks, per_row, first, last, out):
+    """out[t, r] for all tokens t and rows first .. last - 1, of `per_row` blocks each.
+
+    x: uint8 [m, 64 vectors bytes_each per_row]; starts: int32 [m, 16 per_row], minus the activations that meet each
+    lane; scale_x [m, per_row].
+    """
     for t in range(x.shape[0]):
-        tokens = x[t]
+        tokens, starts_of_token, scales = x[t], starts[t], scale_x[t]
         for r in range(first, last):
             total = splat(0.0)
             for b in range(per_row):
-                at = record * (r * per_row + b)
+                at, column = record * (r * per_row + b), 64 * vectors * bytes_each * b
                 for line in range(0, record, 64):
                     prefetch(blocks, at + AHEAD + line)
-                total = fma(whole(blocks, at, tokens, width * b), splat(half(blocks, at + d_at)), total)
+                c0, c1, c2, c3, c4 = codes(blocks, at)
+                whole = splat_int(0)
+                for i in range(column, column + 64 * bytes_each, 64):
+                    whole = dot_bytes(whole << 8, c0, load_words(tokens, i))
+                    whole = dot_bytes(whole, c1, load_words(tokens, i + 64 * bytes_each))
+                    whole = dot_bytes(whole, c2, load_words(tokens, i + 128 * bytes_each))
+                    whole = dot_bytes(whole, c3, load_words(tokens, i + 192 * bytes_each))
+                    if vectors == 5:
+                        whole = dot_bytes(whole, c4, load_words(tokens, i + 256 * bytes_each))
+                whole = whole + load(starts_of_token, LANES * b)
+                total = fma(to_float(whole), splat(half(blocks, at + d_at) * scales[b]), total)
             out[t, r] = sum_lanes(total)
 
 
-TERNARY = {
-    name: specialized(
-        _rows, f"matmul_{name.lower()}", record=OF_256[name][0], whole=its_whole, width=len(OF_256[name][2]), d_at=d_at
-    )
-    for name, its_whole, d_at in (("TQ1_0", whole_tq1_0, 52), ("TQ2_0", whole_tq2_0, 64))
-}
+def _order_tq2_0():
+    return np.arange(256).reshape(2, 4, 32).swapaxes(0, 1).reshape(-1)
 
 
-def in_trits(tokens: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Activations [m, k] in the order in which the codes come, 0 where a vector has no code; twice."""
-    order, (m, k) = OF_256[name][2], tokens.shape
-    ordered = np.take(tokens.reshape(m, k // 256, 256), order, axis=2)
-    ordered[..., order < 0] = 0
-    lanes = ordered.reshape(m, k // 256, len(order) // 64, LANES, 4).swapaxes(3, 4)
-    lanes = aligned(lanes.reshape(m, k // 256 * len(order)))
-    return lanes, lanes
+def _order_tq1_0():
+    """Vector j has trit j of the 48 bytes, then of the last four, which have four; -1 where there is no weight."""
+    order = np.full((5, 64), -1)
+    order[:, :32], order[:, 32:48] = np.arange(160).reshape(5, 32), np.arange(160, 240).reshape(5, 16)
+    order[:4, 48:52] = np.arange(240, 256).reshape(4, 4)
+    return order.reshape(-1)
+
+
+PARTS = {"TQ2_0": (66, codes_tq2_0, _order_tq2_0(), 64), "TQ1_0": (54, codes_tq1_0, _order_tq1_0(), 52)}
+
+
+def _product(name):
+    size, its_codes, order, its_d = PARTS[name]
+    parts = {"record": size, "codes": its_codes, "vectors": len(order) // 64, "d_at": its_d}
+    kernels = {
+        1: specialized(_rows, f"matmul_int8_{name.lower()}", bytes_each=1, **parts),
+        3: specialized(_rows, f"matmul_{name.lower()}", bytes_each=3, **parts),
+    }
+
+    def tables(whole, scales, digits):
+        ordered, fours = in_order(whole, order, 256, digits)
+        m, blocks = scales.shape
+        starts = -fours.reshape(m, blocks, len(order) // 64, LANES).sum(axis=2, dtype=np.int32)
+        return ordered, starts.reshape(m, blocks * LANES), scales
+
+    return Product(kernels, 256, tables)
+
+
+TERNARY = {name: _product(name) for name in PARTS}

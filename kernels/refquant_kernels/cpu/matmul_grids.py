@@ -1,0 +1,229 @@
+"""matmul and matmul_int8 of the uniform grids, `int4-g128` and its relatives.
+
+Must move, 4096 x 4096 weights of int4-g128, one token: 8,716,288 bytes: at 18 GB/s 0.48 ms. Must do, 128 weights: a
+shift, two masks, two instructions for 128 products with activations of one byte (VNNI), or six and two shifts with
+three; a conversion, a multiplication and addition, some 8 for the scale and the zero-point: less than any block format
+needs, so that the memory is the floor.
+
+- **matmul_int8**, codes of 4 and 8 bits in groups of multiples of 64, refquant's own definition: the activations of a
+  token are rounded in runs of 128, or of 64 where a group is no multiple of 128: scale = max |x| / 127, kept in
+  float32, code = x / scale to the nearest (`activations`). Then y = sum decode(q) * decode(x), where the sum over a run
+  is one of integers.
+- **matmul, a token or a few**: codes of 4 bits in such groups by the same kernel, with activations of 24 bits
+  (`products`). Others: codes that share a byte are neighbours in the row, so a vector of bytes gives every second code
+  with one shift. Instead of putting them in order, the activations are put out of order, once.
+- **matmul, many tokens**: decode a panel of rows, multiply by BLAS.
+
+The zero-point meets the sum of the group's decoded activations, once a group: minus zero * sum(x); sixteen groups at a
+time, where codes have 4 bits and scales are float16.
+"""
+
+import numpy as np
+
+from refquant import ops
+from refquant.errors import BadInput
+from refquant.grids import as_grid
+from refquant_kernels.cpu.activations import in_bytes, rounded, sums_of_runs, well_rounded
+from refquant_kernels.cpu.compile import PRODUCT, aligned, in_pieces, inlined, specialized
+from refquant_kernels.cpu.decode import four_bits, sixteen_halves, two_bits
+from refquant_kernels.cpu.int_grids import PIECE, as_stored, decode_rows, scale_at, zero_at
+from refquant_kernels.cpu.machine import (
+    SIGNED_EXCESS,
+    dot_bytes,
+    dot_signed,
+    load_words,
+    load_words_twice,
+    prefetch,
+    sum_lanes,
+    word_at,
+)
+from refquant_kernels.cpu.matmul_int8 import run_length
+from refquant_kernels.cpu.products import AHEAD, FEW, NIBBLES, in_halves
+from refquant_kernels.cpu.simd import LANES, fma, lane_numbers, load, select, shift_right, splat, splat_int, to_float
+
+PANEL = 1 << 19  # weights decoded for one call of BLAS: 2 MB
+BITS, RUN, DIGITS = None, None, None  # given by `specialized`
+TURN = -0x7F7F_7F80  # turns the highest bit of each byte: 0..255 becomes -128..127
+ZERO_8 = np.float32(128 - SIGNED_EXCESS)  # what is thereby subtracted from the codes
+
+
+@inlined
+def sixteen_nibbles(data, at):
+    """F: sixteen numbers of 4 bits from byte `at`, the lower half of each byte first."""
+    lane = lane_numbers()
+    first, second = splat_int(np.int32(word_at(data, at))), splat_int(np.int32(word_at(data, at + 4)))
+    return to_float(shift_right(select(lane < 8, first, second), (lane & 7) << 2) & 15)
+
+
+def _rows(x, scale_x, sums, data, scales, width, zeros, runs, first, last, out):
+    """out[t, r] for all tokens t and rows first .. last - 1; `runs` of activations to a group of weights.
+
+    x: uint8 [m, k DIGITS], first the even, then the odd ones of each run where codes have 4 bits;
+    """
+    k, groups = x.shape[1] // DIGITS, sums.shape[1]
+    row_bytes, run_bytes, zero_bytes = k * BITS // 8, RUN * BITS // 8, (groups * BITS + 7) // 8
+    together = groups // LANES * LANES if BITS == 4 and width == 2 and zeros.size else 0
+    for t in range(x.shape[0]):
+        tokens, scale_of_token, sums_of_token = x[t], scale_x[t], sums[t]
+        for r in range(first, last):
+            total, rest, zero_part = splat(0.0), splat(0.0), np.float32(0)
+            for g in range(0, together, LANES):  # zero-points of sixteen groups
+                zero = sixteen_nibbles(zeros, r * zero_bytes + g // 2)
+                rest = fma(sixteen_halves(scales, 2 * (r * groups + g)) * zero, load(sums_of_token, g), rest)
+            for g in range(together, groups):
+                zero = zero_at(zeros, r * zero_bytes, BITS, g) - (ZERO_8 if BITS == 8 else np.float32(0))
+                zero_part += scale_at(scales, width, r * groups + g) * zero * sums_of_token[g]
+            for g in range(groups):
+                scale = scale_at(scales, width, r * groups + g)
+                for run in range(g * runs, (g + 1) * runs):
+                    at, column, products = r * row_bytes + run * run_bytes, run * RUN * DIGITS, splat_int(0)
+                    for line in range(0, run_bytes, 64):
+                        prefetch(data, at + AHEAD + line)
+                    if BITS == 8:
+                        for i in range(0, RUN, 64):
+                            codes = load_words(data, at + i) ^ TURN
+                            products = dot_signed(products, codes, load_words(tokens, column + i))
+                    elif RUN == 128:
+                        codes = load_words(data, at)
+                        low, high = codes & NIBBLES, (codes >> 4) & NIBBLES
+                        for i in range(column, column + 64 * DIGITS, 64):
+                            products = dot_bytes(products << 8, low, load_words(tokens, i))
+                            products = dot_bytes(products, high, load_words(tokens, i + 64 * DIGITS))
+                    else:
+                        codes = in_halves(load_words_twice(data, at), 0, 4) & NIBBLES
+                        for i in range(column, column + 64 * DIGITS, 64):
+                            products = dot_bytes(products << 8, codes, load_words(tokens, i))
+                    total = fma(to_float(products), splat(scale * scale_of_token[run]), total)
+            out[t, r] = sum_lanes(total - rest) - zero_part
+
+
+ROWS = {
+    (bits, run, digits): specialized(
+        _rows, f"matmul{'_int8' if digits == 1 else ''}_int{bits}_{run}", BITS=bits, RUN=run, DIGITS=digits
+    )
+    for bits, digits in ((4, 1), (4, 3), (8, 1))
+    for run in (64, 128)
+}
+
+
+def few_tokens(tokens, q, stored, out, digits) -> bool:
+    """Fill out [m, n] with the product of tokens [m, k], of so many bytes each; False where those are too few."""
+    data, scales, width, zeros, _, size, bits = stored
+    (m, k), n, run = tokens.shape, len(out.T), run_length(q)
+    whole, scale_x = rounded(tokens, run, digits)
+    if digits > 1 and not well_rounded(scale_x):
+        return False
+    of_runs = sums_of_runs(whole, run) * scale_x
+    of_groups = of_runs.reshape(m, k // size, size // run).sum(axis=2, dtype=np.float32)
+    if bits == 4:
+        whole = np.ascontiguousarray(whole.reshape(m, k // run, run // 2, 2).swapaxes(2, 3)).reshape(m, k)
+    ordered, kernel = in_bytes(whole, digits), ROWS[bits, run, digits]
+
+    def piece(first, last):
+        kernel(ordered, scale_x, of_groups, data, scales, width, zeros, size // run, first, last, out)
+
+    in_pieces(piece, n, max(1, PRODUCT // k))
+    return True
+
+
+@ops.fast_path("matmul_int8", "int", backend="numba")
+def matmul_int8(x, q):
+    """X [..., k] -> float32 [..., n]; `BadInput` for a grid that it does not handle (see above)."""
+    grid, (n, k) = as_grid(q.format), q.shape
+    if grid.bits not in (4, 8) or (grid.group_size or k) % 64 or k % (grid.group_size or k) or "g_idx" in q.arrays:
+        raise BadInput(
+            f"{q.format} {list(q.shape)}: activations of 8 bits need a grid of 4 or 8 bits, whole groups that are "
+            "multiples of 64, and no g_idx"
+        )
+    tokens = np.asarray(x, np.float32).reshape(-1, k)
+    out = np.empty((len(tokens), n), np.float32)
+    few_tokens(tokens, q, as_stored(q), out, digits=1)
+    return out.reshape(*x.shape[:-1], n)
+
+
+def _dot_rows(x, sums, data, scales, width, zeros, size, first, last, out):
+    """out[t, r] for all tokens and rows first .. last - 1; codes of 2, 4 or 8 bits, whole bytes of vectors in a group.
+
+    x [m, k] with its columns out of order (`out_of_order`); sums [m, G], the sums of x over each group.
+    """
+    k, groups, planes = x.shape[1], sums.shape[1], 8 // BITS
+    row_bytes, group_bytes, zero_bytes = k // planes, size // planes, (groups * BITS + 7) // 8
+    for t in range(x.shape[0]):
+        tokens, sums_of_token = x[t], sums[t]
+        for r in range(first, last):
+            total, zero_part = splat(0.0), np.float32(0)
+            for g in range(groups):
+                start, column = r * row_bytes + g * group_bytes, g * size
+                even, odd = splat(0.0), splat(0.0)
+                for b in range(start, start + group_bytes, LANES):
+                    prefetch(data, b + AHEAD)
+                    codes = load(data, b)
+                    if BITS == 8:
+                        even = fma(to_float(codes), load(tokens, column), even)
+                    elif BITS == 4:
+                        even = fma(four_bits(codes), load(tokens, column), even)
+                        odd = fma(four_bits(codes >> 4), load(tokens, column + LANES), odd)
+                    else:
+                        even = fma(two_bits(codes), load(tokens, column), even)
+                        odd = fma(two_bits(codes >> 2), load(tokens, column + LANES), odd)
+                        even = fma(two_bits(codes >> 4), load(tokens, column + 2 * LANES), even)
+                        odd = fma(two_bits(codes >> 6), load(tokens, column + 3 * LANES), odd)
+                    column += LANES * planes
+                scale = scale_at(scales, width, r * groups + g)
+                total = fma(splat(scale), even + odd, total)
+                zero_part += scale * zero_at(zeros, r * zero_bytes, BITS, g) * sums_of_token[g]
+            out[t, r] = sum_lanes(total) - zero_part
+
+
+DOT_ROWS = {bits: specialized(_dot_rows, f"matmul_int{bits}", BITS=bits) for bits in (2, 4, 8)}
+
+
+def out_of_order(x, planes):
+    """Columns of x [m, k] as sixteen lanes of `planes` codes give them: the lanes' first codes, then their second."""
+    m, k = x.shape
+    return x.reshape(m, k // (LANES * planes), LANES, planes).swapaxes(2, 3).reshape(m, k)
+
+
+def prepare(q):
+    """Return matmul as a function of x [..., k] alone: float32 [..., n]."""
+    stored = codes, scales, width, zeros, g_idx, size, bits = as_stored(q)
+    n, k = q.shape
+    step, groups = LANES * 8 // bits if bits in (2, 4, 8) else 0, -(-k // size)
+    in_registers = step and size % step == 0 and k % size == 0 and not g_idx.size
+    in_bytes, dot, planes = in_registers and bits == 4 and size % 64 == 0, DOT_ROWS.get(bits), 8 // bits
+
+    def multiply(x):
+        tokens = np.ascontiguousarray(x, np.float32).reshape(-1, k)
+        m = len(tokens)
+        out = np.empty((m, n), np.float32)
+        if in_bytes and 0 < m <= FEW and few_tokens(tokens, q, stored, out, digits=3):
+            pass
+        elif in_registers and 0 < m <= FEW:
+            ordered, sums = aligned(out_of_order(tokens, planes)), tokens.reshape(m, groups, size).sum(axis=2)
+            in_pieces(
+                lambda a, b: dot(ordered, sums, codes, scales, width, zeros, size, a, b, out), n, max(1, PRODUCT // k)
+            )
+        elif m:
+            rows = max(1, PANEL // k)
+            panel = np.empty((min(rows, n), k), np.float32)
+            flat = panel.reshape(-1)
+            for first in range(0, n, rows):
+                count = min(rows, n - first)
+
+                def decode(a, b, first=first):
+                    decode_rows(codes, scales, width, zeros, g_idx, k, size, bits, first + a, first + b, flat, first)
+
+                in_pieces(decode, count, max(1, PIECE // k))
+                np.matmul(tokens, panel[:count].T, out=out[:, first : first + count])
+        return out.reshape(*np.shape(x)[:-1], n)
+
+    return multiply
+
+
+@ops.fast_path("matmul", "int", backend="numba")
+def matmul(x, q):
+    """X [..., k] -> float32 [..., n]."""
+    return prepare(q)(x)
+
+
+ops.find_op("matmul", "int").prepare["numba"] = prepare

@@ -175,3 +175,41 @@ def test_nan_and_infinity_in_activations_are_not_hidden(name):
         y = rq.matmul(x, q, backend="numba")
         assert np.isnan(y[-1]).all()
         assert np.isfinite(y[:-1]).all()
+
+
+# ---- activations of 24 bits
+
+IN_THREE_BYTES = ["Q4_1", "Q5_0", "MXFP4", "Q2_K", "Q6_K", "TQ1_0", "TQ2_0", "int4-g128", "int4-row"]
+
+
+@pytest.mark.parametrize("name", IN_THREE_BYTES)
+def test_activations_far_apart_in_size_are_multiplied_as_accurately_as_by_a_loop(name):
+    """One channel in each run a hundred times larger; runs of a millionth; runs and whole tokens of 0."""
+    rng = np.random.default_rng(57)
+    q = rq.quantize((rng.standard_normal((64, 2304)) * 0.02).astype(np.float32), name, backend="numba")
+    x = rng.standard_normal((4, 2304)).astype(np.float32)
+    x[0, 5::256] *= 100
+    x[1, :512] *= 1e-6
+    x[1, 512:1024] = 0
+    x[2] *= 1e-20
+    x[3] = 0
+    w = rq.dequantize(q)
+    for i in range(4):
+        assert_as_accurate_as_a_loop(rq.matmul(x[i : i + 1], q, backend="numba"), x[i : i + 1], w)
+
+
+@pytest.mark.parametrize("name", IN_THREE_BYTES)
+def test_activations_that_24_bits_cannot_hold_go_another_way(name):
+    rng = np.random.default_rng(58)
+    q = rq.quantize(rng.standard_normal((8, 512)).astype(np.float32), name, backend="numba")
+    w = rq.dequantize(q)
+    tiny = (rng.standard_normal((1, 512)) * 1e-35).astype(np.float32)
+    assert_as_accurate_as_a_loop(rq.matmul(tiny, q, backend="numba"), tiny, w)
+    assert (rq.matmul(np.zeros((2, 512), np.float32), q, backend="numba") == 0).all()
+    for bad in (np.nan, np.inf, -np.inf):
+        x = np.ones((2, 512), np.float32)
+        x[1, 300] = bad
+        with np.errstate(invalid="ignore"):
+            got, want = rq.matmul(x, q, backend="numba"), rq.matmul(x, q)
+        np.testing.assert_allclose(got[0], want[0], rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(got[1], want[1])

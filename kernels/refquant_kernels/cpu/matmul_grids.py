@@ -198,7 +198,7 @@ def prepare(q):
         out = np.empty((m, n), np.float32)
         if in_bytes and 0 < m <= FEW and few_tokens(tokens, q, stored, out, digits=3):
             pass
-        elif in_registers and 0 < m <= FEW:
+        elif in_registers and not in_bytes and 0 < m <= FEW:
             ordered, sums = aligned(out_of_order(tokens, planes)), tokens.reshape(m, groups, size).sum(axis=2)
             in_pieces(
                 lambda a, b: dot(ordered, sums, codes, scales, width, zeros, size, a, b, out), n, max(1, PRODUCT // k)

@@ -55,7 +55,8 @@ def quantize(
         Calibrate each layer on the layers before it already quantized, also those of its own block, as GPTQModel does
         by default: o sees what the quantized q, k and v make of the text. It takes the memory of one block's
         activations for all windows, and one run through a block where False takes two. False: on the block as it was,
-        as the published GPTQ code by default. Not for AWQ, whose scales tie a block's layers together.
+        as the published GPTQ code by default. Not for AWQ, whose scales tie a block's layers together. The two differ
+        little: KL divergence 0.128 and 0.128 nats at int4-g128, 0.549 instead of 0.595 at int3-g128 on SmolLM2-135M.
     options
         For the method, such as `act_order=True`.
 

@@ -314,8 +314,8 @@ def test_named_errors():
         quantize(broken, "rtn", "int4-g32")
     assert walk_linears_left(broken), "nothing is changed when the weights are refused"
     with torch.no_grad():
-        walk.blocks(broken)[1].mlp.up_proj.weight[3, 4] = 1e30  # finite, but the activations overflow
-        walk.blocks(broken)[1].mlp.gate_proj.weight[3] = 1e30
+        walk.blocks(broken)[1].mlp.up_proj.weight[3, 4] = 1
+        walk.blocks(broken)[1].post_attention_layernorm.weight[:] = 3e38  # finite, but the activations overflow
     with pytest.raises(BadInput, match="NaN or infinite activations"):
         quantize(broken, "gptq", "int4-g32", calibration=token_windows())
     done = make("llama")

@@ -58,7 +58,7 @@ def test_a_stamped_text_is_the_one_that_agg_draws(text, angle, colour):
     for renderer in (RendererAgg(240, 200, 100), canvas.Stamping(240, 200, 100)):
         ground = Path([[0, 0], [240, 0], [240, 80], [0, 80]])
         renderer.draw_path(renderer.new_gc(), ground, Affine2D(), (0.8, 0.9, 1))
-        for x, y, alpha, clip in ((120, 100, None, None), (60, 120, 0.3, Bbox([[40, 60], [90, 90]]))):
+        for x, y, alpha, clip in ((120, 100, None, None), (60, 120, 0.3, Bbox([[45, 0], [75, 200]]))):
             gc = renderer.new_gc()
             gc.set_foreground(colour, isRGBA=True)
             gc.set_alpha(alpha)

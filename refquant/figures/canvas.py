@@ -34,7 +34,7 @@ class Stamping(RendererAgg):
     def draw_text(self, gc, x, y, s, prop, angle, ismath=False, mtext=None):
         """Put the text `s` with its origin at (x, y), pixels from the upper left corner."""
         image, left, low = _stamp(s, prop.copy(), angle, ismath, gc.get_rgb(), gc.get_antialiased(), self.dpi)
-        self.draw_image(gc, round(x) + left, round(self.height - y) + low, image)  # which heeds gc's clip, not its alpha
+        self.draw_image(gc, round(x) + left, round(self.height - y) + low, image)  # gc's alpha is not for images
 
 
 _renderer = functools.lru_cache(16)(Stamping)

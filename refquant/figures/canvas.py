@@ -53,7 +53,7 @@ def _stamp(s, prop, angle, ismath, colour, antialiased, dpi) -> tuple[np.ndarray
     gc.set_foreground(colour, isRGBA=True)
     gc.set_antialiased(antialiased)
     paper.draw_text(gc, -left, high, s, prop, angle, ismath)
-    return np.array(paper.buffer_rgba())[::-1].copy(), left, low
+    return np.asarray(paper.buffer_rgba())[::-1].copy(), left, low
 
 
 def emptied(figure: Figure, axes) -> None:

@@ -31,6 +31,7 @@
 // compile with: -DX=f16 -DY=float -DIS_BF16=0 -DBITS=4 -DSUB=32 -DHEADER=8 -DVALUE=V_TABLE -DSCALE=S_IQ4_XS -DTABLE0=0x3f2d1801u -DTABLE1=0x766a5d4eu -DTABLE2=0xa6998d81u -DTABLE3=0xf1d9c5b5u
 #include "strips.cuh"
 #include "tokens.cuh"
+#include "whole.cuh"
 
 #ifndef WARPS
 #define WARPS 16
@@ -47,6 +48,7 @@
 #ifndef GATE
 #define GATE 0
 #endif
+#define WHOLE (SCALE == S_Q2_K)  // in whole numbers: whole.cuh
 
 __device__ __forceinline__ unsigned shared_word(unsigned address) {
     unsigned v;
@@ -63,7 +65,7 @@ __device__ __forceinline__ void add_record(const unsigned char* record, const f1
                                            float& high) {
     int r = lane >> 2, t = lane & 3;
     const unsigned char *first = record + r * HEADER, *second = first + 8 * HEADER;
-    constexpr int CHAINS = VALUE == V_LEVELS || SUBS <= 8 ? 2 : 1;  // of additions, instead of one twice as long
+    constexpr int CHAINS = VALUE == V_LEVELS || RUNS <= 8 ? 2 : 1;  // of additions, instead of one twice as long
     float d[CHAINS][4];
     float products[2] = {}, minima[2] = {};
     xs += 4 * t;
@@ -72,8 +74,8 @@ __device__ __forceinline__ void add_record(const unsigned char* record, const f1
         Codes c = codes_of(record, q, lane);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            int s = 4 * q + i, j = 16 * s / SUB;
-            bool begins = i < CHAINS && (SUBS > 8 ? q % 2 == 0 : q == 0);
+            int s = 4 * q + i, j = 16 * s / RUN;
+            bool begins = i < CHAINS && (RUNS > 8 ? q % 2 == 0 : q == 0);
             uint2 b = {0, 0};
             if (STAGED) {
                 unsigned from = (r == j % 8 ? xs : zeros) + 32 * s;
@@ -88,20 +90,26 @@ __device__ __forceinline__ void add_record(const unsigned char* record, const f1
             if (begins && i == 0) mma_first(d[0], rest, b), mma_first(d[1], a, b);
             else mma(d[0], rest, b), mma(d[1], a, b);
 #else
-            values_of(c, i, offset_of(record, j, lane), a);
+            values_of(c, i, offset_of(record, 16 * s / SUB, lane), a);
             if (begins) mma_first(d[i % CHAINS], a, b);
             else mma(d[i % CHAINS], a, b);
 #endif
         }
-        if (SUBS > 8 ? q & 1 : q == 3) {
-            int j = (SUBS > 8 ? 4 * (q - 1) : 0) + 2 * t;
-            if (SUBS >= 8 || j < SUBS) {
+        if (RUNS > 8 ? q & 1 : q == 3) {
+            int j = (RUNS > 8 ? 4 * (q - 1) : 0) + 2 * t;
+            if (RUNS >= 8 || j < RUNS) {
 #pragma unroll
                 for (int e = 0; e < 4; e++) d[0][e] += CHAINS > 1 ? d[CHAINS - 1][e] : 0;
                 float2 sum = HAS_MIN ? *(const float2*)(sums + j) : make_float2(0, 0);
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
                     float scale[2], minimum[2];
+                    if (RUN < SUB) {  // both are of one sub-block
+                        int sub = j * RUN / SUB;
+                        scales_of(half ? second : first, sub & ~1, scale, minimum);
+                        products[half] += (sub & 1 ? scale[1] : scale[0]) * (d[0][2 * half] + d[0][2 * half + 1]);
+                        continue;
+                    }
                     scales_of(half ? second : first, j, scale, minimum);
                     products[half] += scale[0] * d[0][2 * half];
                     if (SUBS > 1) products[half] += scale[1] * d[0][2 * half + 1];
@@ -122,7 +130,7 @@ __device__ __forceinline__ void add_lanes(float& low, float& high) {
     }
 }
 
-#if INPUT == I_PLAIN && !IS_BF16
+#if INPUT == I_PLAIN && !IS_BF16 && !WHOLE
 // A block a strip; x float16, k a multiple of 256, formats without minima.
 extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv_v3(const uint4* w, const f16* x, const unsigned* levels,
                                                                   Y* y, int n, int k) {
@@ -146,6 +154,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv_v3(const uint4* w,
 
 // Put down columns 8 i .. 8 i + 7 of x, and the sums of sub-blocks. All lanes of a warp call it, with neighbouring i.
 __device__ __forceinline__ void put_eight(uint4 v, int i, f16* xs, float* sums) {
+#if WHOLE
+    put_whole(v, i, (unsigned*)xs, (unsigned char*)sums);
+    return;
+#endif
     ((uint4*)xs)[i] = v;
     if (HAS_MIN) {
         unsigned pairs[4] = {v.x, v.y, v.z, v.w};
@@ -186,6 +198,15 @@ __device__ __forceinline__ float fetch_x(const X* x, int k, int padded, f16* xs,
     for (int i = threadIdx.x; i < padded / 8; i += 32 * WARPS) {  // padded / 8 is a multiple of 32: whole warps
         uint4 v = eight(i);
         put_eight(make_uint4(half(v.x), half(v.y), half(v.z), half(v.w)), i, xs, sums);
+    }
+#elif WHOLE
+    for (int first = threadIdx.x; first < padded / 8; first += 4 * 32 * WARPS) {
+        uint4 v[4];
+#pragma unroll
+        for (int u = 0; u < 4; u++) v[u] = eight(first + 32 * WARPS * u);
+#pragma unroll
+        for (int u = 0; u < 4; u++)
+            if (first + 32 * WARPS * u < padded / 8) put_eight(v[u], first + 32 * WARPS * u, xs, sums);
     }
 #else
     if (aligned) {
@@ -273,7 +294,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
     int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
     int records = (k + 255) / 256, strips = (n + 15) / 16, padded = 256 * records;
     unsigned char* ring = (unsigned char*)memory + warp * STAGES * RECORD;
-    f16 *xs = (f16*)((unsigned char*)memory + WARPS * STAGES * RECORD), *zeros = xs + padded;
+    f16 *xs = (f16*)((unsigned char*)memory + WARPS * STAGES * RECORD), *zeros = xs + (WHOLE ? 2 : 1) * padded;
     float* parts = (float*)(zeros + 320);  // two sets, so that one barrier a strip is enough
     unsigned* table = (unsigned*)(parts + 2 * WARPS * 16);
     float* sums = (float*)(table + 16);
@@ -320,18 +341,29 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
                  : "=&r"(its_x), "=&r"(its_zeros)
                  : "r"((unsigned)__cvta_generic_to_shared(xs)), "r"((unsigned)__cvta_generic_to_shared(zeros) + 64)
                  : "memory");
+#if WHOLE
+    Whole whole = whole_of(its_x, (unsigned)__cvta_generic_to_shared(sums), lane);
+    unsigned its_ring = (unsigned)__cvta_generic_to_shared(ring);
+#endif
     int record = warp;
     for (int s = 0; s < mine; s++) {
         float low = 0, high = 0;
         for (; record < records; record += WARPS) {
             wait<STAGES - 1>();
             __syncwarp();
+#if WHOLE
+            add_whole(its_ring + filled * RECORD, record, whole, lane, low, high);
+#else
             add_record<1>(ring + filled * RECORD, 0, its_x + 512 * record, its_zeros, sums + SUBS * record, table, lane, low,
                           high);
+#endif
             __syncwarp();
             fetch();
         }
         record -= records;
+#if WHOLE
+        if (lane & 1) low *= 65536, high *= 65536;
+#endif
         add_lanes(low, high);
         float* set = parts + (s & 1) * WARPS * 16;
         if ((lane & 3) == 0) set[16 * warp + (lane >> 2)] = low, set[16 * warp + 8 + (lane >> 2)] = high;

@@ -21,7 +21,15 @@
 // The trick that makes a code a number without a conversion: 0x6400 is 1024 in float16, where neighbours are 1 apart, so
 // the bits of the code put into its mantissa make 1024 + code. Subtracting 1024 + zero leaves code - zero, exactly.
 // Scales are never multiplied into the weights: a product of a small integer with a float16 is exact in the tensor
-// core's float32, and the scale comes once for SUB columns, in float32. So the result is as good as a float32 loop's.
+// core's accumulator, and the scale comes once for SUB columns, in float32.
+//
+// What the tensor core does to a sum: it aligns 16 products and what it adds them to by the largest exponent, cuts off
+// what lies below 2^-25 of that (on an H100), and cuts the sum to 24 bits. Small integers lose nothing but what the very
+// smallest activations have at the end. Where values have 8 bits or more, each step may cut up to a last place off, always
+// toward zero, so that the error grows with the number of steps; a float32 loop's errors cancel. So a sum is given up
+// after RUN columns and added to the others in float32. Of levels, which are two float16, the sum of the smaller parts
+// is made first, or apart: added in turn with the larger, they would double the number of cuts. With that the result is
+// as good as a float32 loop's.
 //
 // Defines (strips.py has a table of them by format):
 //     BITS    of a code: 2 3 4 5 6 8          SUB    columns that share a scale: 16 32 64 128 256
@@ -56,6 +64,9 @@
 #ifndef OFFSET
 #define OFFSET 0
 #endif
+
+#define RUN (SUB > 64 && (BITS >= 6 || VALUE == V_LEVELS) ? 64 : SUB)  // columns that the tensor core sums
+#define RUNS (256 / RUN)
 
 #if VALUE == V_E2M1
 #define UNIT 16384.0f  // what a sum of values is to be multiplied by

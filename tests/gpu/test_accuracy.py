@@ -1,7 +1,7 @@
 """On a GPU: products by the accuracy rule, over thousands of draws for every format that the kernels read as strips.
 
 The rule is hardest to keep where there is least to add up: few weights, so that a float32 loop errs little, and few
-results, so that it may err even less by luck. So each draw is 5 rows of 256 weights, by one token or by three.
+results, so that it may err even less by luck. Each draw is 20 rows of 256 weights, by one token or by five.
 """
 
 import numpy as np
@@ -10,13 +10,14 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
-from product_cases import GRIDS, OTHERS, quantized  # noqa: E402
+from product_cases import GRIDS, OTHERS  # noqa: E402
 from refquant_kernels.cuda import products, strips  # noqa: E402
 
 import refquant as rq  # noqa: E402
+from refquant.quantized import find_format  # noqa: E402
 
 NAMES = (*strips.GGUF, *(name for name in (*GRIDS, *OTHERS, "nf4-b256") if strips.layout_of(name, 256)))
-ROWS, K = 5, 256
+ROWS, K = 20, 256
 
 
 def ratios(got, x, w, tokens):
@@ -33,9 +34,10 @@ def ratios(got, x, w, tokens):
     return largest(got.double() - exact) / allowed
 
 
-def drawn(name, tokens, multiply, launches=20):
-    """Ratios of 200 x `launches` draws, with activations of both types in turn."""
-    q, found = quantized(name, 200 * ROWS, K), []
+def drawn(name, tokens, multiply, launches=40):
+    """Ratios of 50 x `launches` draws, with activations of both types in turn."""
+    w = (np.random.default_rng().standard_normal((50 * ROWS, K)) * 0.02).astype(np.float32)
+    q, found = rq.quantize(w, name, backend="cuda" if find_format(name).stream else "numpy"), []
     w, packed = torch.from_numpy(rq.dequantize(q)).cuda(), strips.pack(q, torch.device("cuda", 0))
     for i in range(launches):
         x = torch.from_numpy(np.random.default_rng().standard_normal((tokens, K))).cuda()
@@ -48,7 +50,7 @@ def drawn(name, tokens, multiply, launches=20):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_draw_errs_more_than_the_rule_allows(name):
-    for tokens, multiply in ((1, products.multiply), (3, products.multiply), (3, products.gemm)):
+    for tokens, multiply in ((1, products.multiply), (5, products.multiply), (5, products.gemm)):
         found = drawn(name, tokens, multiply)
-        assert len(found) == 4000
+        assert len(found) == 2000
         assert (found <= 1).all(), (tokens, multiply.__name__, found.max().item())

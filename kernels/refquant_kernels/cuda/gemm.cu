@@ -133,7 +133,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const unsigned char* xs = stage + STRIPS * RECORD + 512 * 8 * NT * column_warp;
         const float* its_sums = (const float*)(stage + STRIPS * RECORD + 512 * TOKENS) + 8 * NT * column_warp;
         float part[RT][NT][4];
-        constexpr int SUM = VALUE == V_LEVELS ? 16 : RUN;     // smaller part, larger part, and into float32
+        constexpr int SUM = VALUE == V_LEVELS ? 16 : RUN;  // columns; of levels: smaller parts, larger parts, and done
         constexpr int GROUPS = SUM >= 64 ? 256 / SUM : 4;  // of steps that a loop goes through
 #pragma unroll 1
         for (int group = 0; group < GROUPS; group++)

@@ -161,6 +161,12 @@ extern "C" __global__ void __launch_bounds__(128 * WGS + 32, 1)
 #pragma unroll
             for (int e = 0; e < CHUNK; e++)  // and these were needed up to here
                 asm volatile("" ::"r"(a[c & 1][e][0]), "r"(a[c & 1][e][1]), "r"(a[c & 1][e][2]), "r"(a[c & 1][e][3]));
+#if VALUE == V_LEVELS
+#pragma unroll
+            for (int e = 0; e < CHUNK; e++)
+                asm volatile("" ::"r"(rest[c & 1][e][0]), "r"(rest[c & 1][e][1]), "r"(rest[c & 1][e][2]),
+                             "r"(rest[c & 1][e][3]));
+#endif
             if ((c + 1) * CHUNK % (RUN / 16) == 0) {
                 int j = 16 * c * CHUNK / SUB;
                 const unsigned char* row = mine + r * HEADER;

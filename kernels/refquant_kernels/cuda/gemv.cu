@@ -15,6 +15,8 @@
 //     brought to shared memory once.
 // v5  v4 launched with overlap=True          the first records of the next launch are fetched while this one ends.
 //
+// Q2_K brings so many weights a second that even those instructions are too many: whole.cuh has fewer, in whole numbers.
+//
 // A model's decode step saves launches when a product takes in what lies between it and the one before: INPUT says what x
 // is made of (I_NORM: h / rms(h) * extra, from float32 h; I_HALVES: two halves of an attention; every block does it for
 // itself), with ADD the result is added to y, and with GATE the rows are eight of a and eight of b in turn, and y [n / 2]
@@ -49,6 +51,7 @@
 #define GATE 0
 #endif
 #define WHOLE (SCALE == S_Q2_K)  // in whole numbers: whole.cuh
+#define OWN (WHOLE && INPUT == I_PLAIN && !IS_BF16)  // a warp prepares x for the records that it sees first, as it goes
 
 __device__ __forceinline__ unsigned shared_word(unsigned address) {
     unsigned v;
@@ -170,15 +173,23 @@ __device__ __forceinline__ void put_eight(uint4 v, int i, f16* xs, float* sums) 
 }
 
 #if INPUT == I_PLAIN
+__device__ __forceinline__ bool in_eights(const X* x, int k) { return k % 8 == 0 && ((unsigned long long)x & 15) == 0; }
+
+// Columns 8 i .. 8 i + 7 of x; zeros behind the end.
+__device__ __forceinline__ uint4 eight_of(const X* x, int k, bool aligned, int i) {
+    if (aligned) return 8 * i < k ? __ldcg((const uint4*)x + i) : make_uint4(0, 0, 0, 0);
+    unsigned v[8];
+    for (int e = 0; e < 8; e++) v[e] = 8 * i + e < k ? __ldcg(x + 8 * i + e) : 0;
+    return make_uint4(v[0] | v[1] << 16, v[2] | v[3] << 16, v[4] | v[5] << 16, v[6] | v[7] << 16);
+}
+#endif
+
+#if OWN
+#elif INPUT == I_PLAIN
 // x in shared memory, as float16. Returns what the result must be multiplied by.
 __device__ __forceinline__ float fetch_x(const X* x, int k, int padded, f16* xs, float* sums, float* parts) {
-    bool aligned = k % 8 == 0 && ((unsigned long long)x & 15) == 0;
-    auto eight = [&](int i) {
-        if (aligned) return 8 * i < k ? __ldcg((const uint4*)x + i) : make_uint4(0, 0, 0, 0);
-        unsigned v[8];
-        for (int e = 0; e < 8; e++) v[e] = 8 * i + e < k ? __ldcg(x + 8 * i + e) : 0;
-        return make_uint4(v[0] | v[1] << 16, v[2] | v[3] << 16, v[4] | v[5] << 16, v[6] | v[7] << 16);
-    };
+    bool aligned = in_eights(x, k);
+    auto eight = [&](int i) { return eight_of(x, k, aligned, i); };
     float back = 1;
 #if IS_BF16
     unsigned largest = 0;
@@ -198,15 +209,6 @@ __device__ __forceinline__ float fetch_x(const X* x, int k, int padded, f16* xs,
     for (int i = threadIdx.x; i < padded / 8; i += 32 * WARPS) {  // padded / 8 is a multiple of 32: whole warps
         uint4 v = eight(i);
         put_eight(make_uint4(half(v.x), half(v.y), half(v.z), half(v.w)), i, xs, sums);
-    }
-#elif WHOLE
-    for (int first = threadIdx.x; first < padded / 8; first += 4 * 32 * WARPS) {
-        uint4 v[4];
-#pragma unroll
-        for (int u = 0; u < 4; u++) v[u] = eight(first + 32 * WARPS * u);
-#pragma unroll
-        for (int u = 0; u < 4; u++)
-            if (first + 32 * WARPS * u < padded / 8) put_eight(v[u], first + 32 * WARPS * u, xs, sums);
     }
 #else
     if (aligned) {
@@ -328,14 +330,19 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
     let_next_begin();
     wait_for_previous();
     float back = 1;
-#if INPUT == I_PLAIN
+#if OWN
+    bool aligned = in_eights(x, k);
+    uint4 own = eight_of(x, k, aligned, threadIdx.x);
+#elif INPUT == I_PLAIN
     back = fetch_x(x, k, padded, xs, sums, parts);
 #elif INPUT == I_HALVES
     fetch_x(x, k, padded, xs, sums);
 #else
     fetch_x(x, extra, k, padded, xs, sums, parts);
 #endif
+#if !OWN
     __syncthreads();
+#endif
     unsigned its_x, its_zeros;  // addresses that the compiler knows only from here on
     asm volatile("mov.b32 %0, %2; mov.b32 %1, %3;"
                  : "=&r"(its_x), "=&r"(its_zeros)
@@ -349,6 +356,12 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
     for (int s = 0; s < mine; s++) {
         float low = 0, high = 0;
         for (; record < records; record += WARPS) {
+#if OWN
+            if (s == 0) {  // the others see it after the barrier at the end of the strip
+                put_eight(own, 32 * record + lane, xs, sums);
+                own = eight_of(x, k, aligned, 32 * (record + WARPS) + lane);
+            }
+#endif
             wait<STAGES - 1>();
             __syncwarp();
 #if WHOLE

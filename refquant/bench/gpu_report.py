@@ -76,8 +76,8 @@ def _decode(rows: list[dict], bandwidth: float):
     """Measured and predicted: bytes / bandwidth, as `bandwidth.roofline` has it; the sum of parts measured alone."""
     yield (
         "Predicted: from the bytes at the bandwidth read alone; and from parts, each measured alone: the four products "
-        "of a layer at their sizes, what lies between them, and a model without layers (embedding, head, next token). The "
-        "bytes alone are a floor: what a launch costs before it reads, 32 layers long, is not in them."
+        "of a layer at their sizes, what lies between them, and a model without layers (embedding, head, next token). "
+        "The bytes alone are a floor: what each launch takes before it reads is not in them."
     )
     yield ""
     header = ["weights", "us a token", "tokens/s", "against float16", "GB a token", "from bytes, us", "measured / it"]

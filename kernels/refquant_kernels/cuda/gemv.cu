@@ -70,7 +70,8 @@ __device__ __forceinline__ void add_record(const unsigned char* record, const f1
     const unsigned char *first = record + r * HEADER, *second = first + 8 * HEADER;
     constexpr int CHAINS = VALUE == V_LEVELS || RUNS <= 8 ? 2 : 1;  // of additions, instead of one twice as long
     float d[CHAINS][4];
-    float products[2] = {}, minima[2] = {};
+    float products[2] = {};
+    Common has[2] = {common_of(first), common_of(second)};
     xs += 4 * t;
 #pragma unroll
     for (int q = 0; q < 4; q++) {
@@ -103,7 +104,6 @@ __device__ __forceinline__ void add_record(const unsigned char* record, const f1
             if (RUNS >= 8 || j < RUNS) {
 #pragma unroll
                 for (int e = 0; e < 4; e++) d[0][e] += CHAINS > 1 ? d[CHAINS - 1][e] : 0;
-                float2 sum = HAS_MIN ? *(const float2*)(sums + j) : make_float2(0, 0);
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
                     float scale[2], minimum[2];
@@ -114,16 +114,22 @@ __device__ __forceinline__ void add_record(const unsigned char* record, const f1
                         continue;
                     }
                     scales_of(half ? second : first, j, scale, minimum);
+#if HAS_MIN  // what scale and minimum of a sub-block make nearly cancels: one right after the other
+                    float2 sum = *(const float2*)(sums + j);
+                    float& total = half ? high : low;
+                    total += has[half].minimum * minimum[0] * sum.x;
+                    total += has[half].scale * scale[0] * d[0][2 * half];
+                    total += has[half].minimum * minimum[1] * sum.y;
+                    total += has[half].scale * scale[1] * d[0][2 * half + 1];
+                    continue;
+#endif
                     products[half] += scale[0] * d[0][2 * half];
                     if (SUBS > 1) products[half] += scale[1] * d[0][2 * half + 1];
-                    if (HAS_MIN) minima[half] += minimum[0] * sum.x + minimum[1] * sum.y;
                 }
             }
         }
     }
-    Common low_has = common_of(first), high_has = common_of(second);
-    low += low_has.scale * UNIT * products[0], high += high_has.scale * UNIT * products[1];
-    if (HAS_MIN) low += low_has.minimum * minima[0], high += high_has.minimum * minima[1];
+    if (!HAS_MIN) low += has[0].scale * UNIT * products[0], high += has[1].scale * UNIT * products[1];
 }
 
 __device__ __forceinline__ void add_lanes(float& low, float& high) {

@@ -104,6 +104,12 @@ class Place:
         return f"{self.layout}: {self.tensor}[{where}] bits {self.bits[0]}..{self.bits[1]}"
 
 
+@functools.cache
+def _width(layout: str, shape: tuple[int, int]) -> int:
+    """Elements in a row of the tensor that holds the codes."""
+    return _codes_tensor(np.zeros(shape, np.uint8), layout).shape[1]
+
+
 def place(layout: str, shape: tuple[int, int], row: int, column: int) -> Place:
     """Find the code of a weight. Raises `UnknownName`, `BadInput`."""
     if not (0 <= row < shape[0] and 0 <= column < shape[1]):
@@ -118,7 +124,7 @@ def place(layout: str, shape: tuple[int, int], row: int, column: int) -> Place:
             layout, "blocks", (int(byte) // per_row, int(byte) % per_row), (4 * half + 3, 4 * half), tuple(word)
         )
     element, low = divmod(int(byte), 4)
-    width = _codes_tensor(np.zeros(shape, np.uint8), layout).shape[1]
+    width = _width(layout, tuple(shape))
     low = 8 * low + 4 * int(half)
     word = owners[4 * element : 4 * element + 4].reshape(-1)[::-1]
     return Place(layout, CODES[layout], divmod(element, width), (low + 3, low), tuple(word))

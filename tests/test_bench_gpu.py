@@ -35,7 +35,7 @@ def test_tables_say_what_was_measured():
     text = gpu_report.markdown(made_up())
     assert "| gemv_v1 int4-g128 | 8192, 28672 | 1 | 50.0 | 48.8 | 2440 | 98% |" in text
     assert "| int4-g128 | 8192, 28672 | 1 | 50.0 | 48.8 | 2440 | 98% | 166.0 | 64.0 | 3.32 |" in text
-    assert "| int4-g128 | 2000 | 500 | 3.00 | 4.00 | 1600 | 3.75 | 1800 | 1.11 |" in text
+    assert "| int4-g128 | 2000 | 500 | 3.00 | 4.00 | 1600 | 1.25 | 3.75 | 1800 | 1.11 |" in text
     assert "int4-g128: 7.0 + 5.5 the products, 4.2 between them, 150 without layers" in text
     assert "| Q4_K | 8192, 28672 | 1 | 290.0 | 48.8 | 421 | 17% | 809.9 |" in text
     assert "`a.cu` abababababababab" in text

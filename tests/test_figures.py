@@ -5,11 +5,16 @@ import io
 
 import matplotlib
 import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import RendererAgg
+from matplotlib.font_manager import FontProperties
+from matplotlib.path import Path
+from matplotlib.transforms import Affine2D, Bbox
 from PIL import Image
 
 from refquant import compare, evaluate
 from refquant.bandwidth import devices, weights
-from refquant.figures import awq, bandwidth, gptq, rounding, start, style
+from refquant.figures import awq, bandwidth, canvas, gptq, rounding, start, style
 from refquant.methods import awq as methods_awq
 from refquant.methods import rtn
 
@@ -43,6 +48,46 @@ def test_margins_are_inches():
 def test_an_img_holds_its_text_and_its_picture():
     figure, _ = style.subplots()
     assert 'alt="1 &lt; 2"' in style.img(figure, "1 < 2")
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0, 1), (0.8, 0.4, 0, 0.5)])
+@pytest.mark.parametrize("angle", [0, 30, 90, 200])
+@pytest.mark.parametrize("text", ["Jagged, gyp", "$10^{-3}$"])
+def test_a_stamped_text_is_the_one_that_agg_draws(text, angle, colour):
+    drawn = []
+    for renderer in (RendererAgg(240, 200, 100), canvas.Stamping(240, 200, 100)):
+        ground = Path([[0, 0], [240, 0], [240, 80], [0, 80]])
+        renderer.draw_path(renderer.new_gc(), ground, Affine2D(), (0.8, 0.9, 1))
+        for x, y, alpha, clip in ((120, 100, None, None), (60, 120, 0.3, Bbox([[45, 0], [75, 200]]))):
+            gc = renderer.new_gc()
+            gc.set_foreground(colour, isRGBA=True)
+            gc.set_alpha(alpha)
+            gc.set_clip_rectangle(clip)
+            renderer.draw_text(gc, x, y, text, FontProperties(size=14), angle, ismath="$" in text)
+        image = np.asarray(renderer.buffer_rgba()).astype(int)
+        drawn.append(np.delete(image, 75, axis=1))  # the clip's edge: Agg takes it in for images, not for texts
+    plain, stamped = drawn
+    assert plain[..., 2].min() < 150, "something is drawn on the ground, whose blue is 255"
+    np.testing.assert_allclose(stamped, plain, atol=4)  # of 255: two glyphs may share a pixel, and each blend rounds
+
+
+@style.figure_function
+def test_axes_are_used_again_only_where_asked():
+    with style.reuse({}):
+        first, axes = style.subplots(1, 2)
+        axes[0].plot([1, 2], [3, 400])
+        axes[1].bar(["a", "b"], [1, 2])
+        first.add_axes((0.4, 0.4, 0.1, 0.1))
+        pixels(first)
+        again, same = style.subplots(1, 2)
+        other, _ = style.subplots(1, 2, width=6)
+    assert again is first
+    assert same is axes
+    assert other is not first
+    assert first.axes == list(axes)
+    new, _ = style.subplots(1, 2)
+    assert new is not first
+    assert np.array_equal(pixels(first), pixels(new))
 
 
 def test_grid_on_weights_states_the_error_of_a_loop():

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 import refquant as rq
 from refquant.errors import BadFile, BadInput, UnknownName
 from refquant.methods import gptq
-from refquant.models import QuantLinear, absorb, load, quantize, walk
-from refquant.models.calibrate import Hessian, Stream, watch
+from refquant.models import QuantLinear, absorb, calibrate, load, quantize, walk
+from refquant.models.calibrate import Hessian, InMemory, Stream, watch
 from refquant.models.mix import plan
 
 
@@ -146,22 +146,102 @@ def test_a_mix_for_an_architecture_that_gguf_does_not_know_is_refused():
         quantize(make("llama"), "gguf", "Q4_K_XXL")
 
 
-def test_gptq_layers_are_calibrated_on_the_quantized_blocks_before_them():
+@pytest.mark.parametrize("true_sequential", [True, False])
+@pytest.mark.parametrize("name", ["self_attn.k_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"])
+def test_gptq_layers_are_calibrated_on_what_is_quantized_before_them(name, true_sequential):
     model, ids = make("llama"), token_windows(8)
     original = copy.deepcopy(model)
-    quantize(model, "gptq", "int3-g32", calibration=ids, batch=3)
-    # By hand: the last block's down_proj, its inputs taken from the model whose earlier blocks are quantized.
+    quantize(model, "gptq", "int3-g32", calibration=ids, batch=3, true_sequential=true_sequential)
+    # By hand: the inputs of a layer of the last block, from a model whose earlier blocks, and layers, are quantized.
     hybrid = copy.deepcopy(model)
-    walk.blocks(hybrid)[1] = walk.blocks(original)[1]
+    if not true_sequential:
+        walk.blocks(hybrid)[1] = walk.blocks(original)[1]
     inputs = []
-    layer = walk.blocks(hybrid)[1].mlp.down_proj
+    layer = walk.blocks(hybrid)[1].get_submodule(name)
     layer.register_forward_pre_hook(lambda m, args: inputs.append(args[0].flatten(0, -2).numpy()))
     logits(hybrid, ids)
-    H = gptq.hessian(np.concatenate(inputs))
-    expected = gptq.quantize(walk.weight_array(layer), H, "int3-g32").quantized
-    got = walk.blocks(model)[1].mlp.down_proj.quantized
+    w, H = walk.weight_array(walk.blocks(original)[1].get_submodule(name)), gptq.hessian(np.concatenate(inputs))
+    expected = gptq.quantize(w, H, "int3-g32").quantized
+    got = walk.blocks(model)[1].get_submodule(name).quantized
     different = np.mean(rq.dequantize(got) != rq.dequantize(expected))
     assert different < 0.01
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_taking_turns_with_weights_as_they_are_is_watching_and_advancing(layout):
+    model, ids = make(layout), token_windows(5)
+    plain, turns, needs = Stream(model, ids, 2), Stream(model, ids, 2), frozenset({"hessian", "x"})
+    for index, block in enumerate(walk.blocks(model)):
+        met = {}
+        turns.in_turn(block, index, needs, met.__setitem__, last=False)
+        with watch(block, needs) as inputs:
+            plain.advance(block, index)
+        assert met.keys() == inputs.keys() == walk.linears(block).keys()
+        for name, each in inputs.items():
+            np.testing.assert_array_equal(met[name].x, each.x)
+            np.testing.assert_array_equal(met[name].hessian.H, each.hessian.H)
+            sharing = [[other for other in by if by[other] is by[name]] for by in (met, inputs)]
+            assert sharing[0] == sharing[1]
+        assert all(map(torch.equal, turns.hidden, plain.hidden))
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_the_last_block_needs_no_product_behind_the_last_turn():
+    model, ids, ran = make("llama"), token_windows(5), []
+    stream, block = Stream(model, ids, 2), walk.blocks(model)[0]
+    for name, layer in walk.linears(block).items():
+        layer.register_forward_hook(lambda *_, name=name: ran.append(name))
+    before = [each.clone() for each in stream.hidden]
+    stream.in_turn(block, 0, frozenset({"hessian"}), lambda *_: None, last=True)
+    assert set(ran) == set(walk.linears(block)) - {"mlp.down_proj"}
+    assert all(map(torch.equal, stream.hidden, before))
+
+
+def test_a_turn_that_fails_ends_all_runs_of_the_block(monkeypatch):
+    model, ids, runs = make("llama"), token_windows(5), []
+
+    class Kept(calibrate.greenlet.greenlet):
+        def __init__(self, run):
+            super().__init__(run)
+            runs.append(self)
+
+    monkeypatch.setattr(calibrate.greenlet, "greenlet", Kept)
+    stream, block = Stream(model, ids, 2), walk.blocks(model)[0]
+
+    def refuse(name, inputs):
+        raise BadInput(f"not {name}")
+
+    with pytest.raises(BadInput, match="q_proj"):
+        stream.in_turn(block, 0, frozenset({"hessian"}), refuse, last=False)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert [run.dead for run in runs] == [True] * 3
+    stream.in_turn(block, 0, frozenset({"hessian"}), lambda *_: None, last=False)
+
+
+class Choosy(nn.Module):
+    """A block whose second layer only some windows reach."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.second(self.first(x)) if x.sum() > 0 else self.first(x)
+
+
+def test_windows_that_run_through_different_layers_are_refused():
+    stream = Stream.__new__(Stream)
+    stream.hidden, stream.arguments = InMemory([torch.ones(1, 4, 8), -torch.ones(1, 4, 8)]), {1: [((), {})]}
+    with pytest.raises(BadInput, match="different layers"):
+        stream.in_turn(Choosy(), 0, frozenset({"hessian"}), lambda *_: None, last=False)
+
+
+def test_a_layer_that_no_token_reaches_is_named():
+    model, ids = make("llama"), token_windows()
+    walk.blocks(model)[1].never = nn.Linear(64, 64)
+    for true_sequential in (True, False):
+        with pytest.raises(BadInput, match="block 1: no calibration token reached never"):
+            quantize(copy.deepcopy(model), "gptq", "int3-g32", calibration=ids, true_sequential=true_sequential)
 
 
 def test_layers_that_share_an_input_share_its_statistics():
@@ -234,8 +314,8 @@ def test_named_errors():
         quantize(broken, "rtn", "int4-g32")
     assert walk_linears_left(broken), "nothing is changed when the weights are refused"
     with torch.no_grad():
-        walk.blocks(broken)[1].mlp.up_proj.weight[3, 4] = 1e30  # finite, but the activations overflow
-        walk.blocks(broken)[1].mlp.gate_proj.weight[3] = 1e30
+        walk.blocks(broken)[1].mlp.up_proj.weight[3, 4] = 1
+        walk.blocks(broken)[1].post_attention_layernorm.weight[:] = 3e38  # finite, but the activations overflow
     with pytest.raises(BadInput, match="NaN or infinite activations"):
         quantize(broken, "gptq", "int4-g32", calibration=token_windows())
     done = make("llama")

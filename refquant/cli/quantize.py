@@ -19,7 +19,13 @@ DEFAULTS = {
     "llm-int8": ("bitsandbytes", "llm-int8"),
 }
 GRID_OF_FORMAT = {("fp8", "fp8"): "fp8-e4m3-block"}  # by method and format, where it is not the method's own
-OPTIONS = {"act_order": "gptq", "static_groups": "gptq", "damp": "gptq", "clip": "awq"}
+OPTIONS = {
+    "act_order": "gptq",
+    "static_groups": "gptq",
+    "damp": "gptq",
+    "true_sequential": "gptq",
+    "clip": "awq",
+}
 TO_FILE = ("type", "imatrix", "pure", "plan")
 TO_FOLDER = (
     "method",
@@ -67,6 +73,11 @@ def add_arguments(parser) -> None:
         help="gptq: groups of neighbouring columns, so that the file needs no g_idx (default: yes)",
     )
     to_folder.add_argument("--damp", type=float, help="gptq: share of the mean diagonal (default: 0.01)")
+    to_folder.add_argument(
+        "--true-sequential",
+        action=argparse.BooleanOptionalAction,
+        help="gptq: calibrate each layer on the layers before it quantized, also in its own block (default: yes)",
+    )
     to_folder.add_argument(
         "--clip", action=argparse.BooleanOptionalAction, help="awq: search clipped ranges (default: yes)"
     )

@@ -1,6 +1,7 @@
 """Notebook 07, on disk: one code in the files of five programs; bytes by format."""
 
 import numpy as np
+from matplotlib.collections import PatchCollection
 from matplotlib.patches import Rectangle
 
 from refquant import inspect_layout
@@ -15,7 +16,7 @@ def words(shape: tuple[int, int], row: int, column: int):
     """
     layouts = [name for name in inspect_layout.LAYOUTS if name != "GPTQ v2"]  # codes as in version 1
     figure, axes = style.subplots(width=8.6, height=3.0, left=0.1, right=0.1, bottom=0.1, top=0.35)
-    found = []
+    found, boxes = [], []
     for line, layout in enumerate(layouts):
         place = inspect_layout.place(layout, shape, row, column)
         found.append(str(place))
@@ -27,10 +28,11 @@ def words(shape: tuple[int, int], row: int, column: int):
             chosen = owner == row * shape[1] + column
             colour = style.ORANGE if chosen else "0.94" if owner >= 0 else "0.8"
             x = 2.6 + slot + 0.12 * (slot // 2 if layout.startswith("GGUF") else 0)
-            axes.add_patch(Rectangle((x, y), 0.96, 0.7, facecolor=colour, edgecolor="0.3"))
+            boxes.append(Rectangle((x, y), 0.96, 0.7, facecolor=colour, edgecolor="0.3"))
             label = f"{owner // shape[1]},{owner % shape[1]}" if owner >= 0 else "scale"
             weight = "bold" if chosen else "normal"
             axes.text(x + 0.48, y + 0.35, label, ha="center", va="center", fontsize=9, fontweight=weight)
+    axes.add_collection(PatchCollection(boxes, match_original=True))
     axes.set(xlim=(0, 11.1), ylim=(-0.1, len(layouts)))
     axes.set_title(f"The code of weight [{row}, {column}]: eight half bytes, the word's highest bits to the left")
     axes.set_axis_off()

@@ -28,25 +28,38 @@ def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
         raise BadInput(
             f"codes must lie in 0..{(1 << bits) - 1} to be packed in {bits} bits, got {codes.min()}..{codes.max()}"
         )
-    if 8 % bits == 0:  # whole codes to a byte: the same bits, without one byte for each of them on the way
-        count, per = codes.shape[-1], 8 // bits
-        packed = np.zeros((*codes.shape[:-1], packed_bytes(count, bits)), np.uint8)
-        for i in range(min(per, count)):
-            each = codes[..., i::per].astype(np.uint8) << np.uint8(bits * i)
-            packed[..., : each.shape[-1]] |= each
-        return packed
-    each = np.unpackbits(
-        codes.astype(np.uint8)[..., None], axis=-1, count=bits, bitorder="little"
-    )  # [..., count, bits]
-    return np.packbits(each.reshape(*codes.shape[:-1], -1), axis=-1, bitorder="little")
+    count = codes.shape[-1]
+    packed = np.zeros((*codes.shape[:-1], _whole(count) // 8 * bits), np.uint8)
+    for i, byte, shift in _places(bits):
+        each = codes[..., i::8].astype(np.uint8)
+        packed[..., byte::bits][..., : each.shape[-1]] |= each << shift
+        if shift + bits > 8:
+            packed[..., byte + 1 :: bits][..., : each.shape[-1]] |= each >> (8 - shift)
+    return np.ascontiguousarray(packed[..., : packed_bytes(count, bits)])
 
 
 def unpack_bits(stream: np.ndarray, bits: int, count: int) -> np.ndarray:
     """Unpack `count` codes, uint8 [..., count], from uint8 [..., packed_bytes(count, bits)]."""
     if stream.shape[-1] != packed_bytes(count, bits):
         raise BadInput(f"{count} codes of {bits} bits take {packed_bytes(count, bits)} bytes, got {stream.shape[-1]}")
-    each = np.unpackbits(stream, axis=-1, count=count * bits, bitorder="little")
-    return np.packbits(each.reshape(*stream.shape[:-1], count, bits), axis=-1, bitorder="little")[..., 0]
+    spare = _whole(count) // 8 * bits - stream.shape[-1]
+    stream = np.pad(stream, [(0, 0)] * (stream.ndim - 1) + [(0, spare)])
+    codes = np.empty((*stream.shape[:-1], _whole(count)), np.uint8)
+    for i, byte, shift in _places(bits):
+        each = stream[..., byte::bits] >> shift
+        if shift + bits > 8:
+            each |= stream[..., byte + 1 :: bits] << (8 - shift)
+        codes[..., i::8] = each & np.uint8((1 << bits) - 1)
+    return np.ascontiguousarray(codes[..., :count])
+
+
+def _whole(count: int) -> int:
+    return -(-count // 8) * 8
+
+
+def _places(bits: int) -> list[tuple[int, int, np.uint8]]:
+    """Of eight codes, which fill `bits` bytes: number, byte and bit where each begins. It may end in the next byte."""
+    return [(i, bits * i // 8, np.uint8(bits * i % 8)) for i in range(8)]
 
 
 def pack_words(codes: np.ndarray, bits: int) -> np.ndarray:

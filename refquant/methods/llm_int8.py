@@ -69,8 +69,15 @@ class Int8Grid(CodebookGrid):
 
 
 def _half(a: np.ndarray) -> np.ndarray:
+    return _finite(_rounded(a), a)
+
+
+def _rounded(a: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
-        half = a.astype(np.float16)
+        return np.asarray(a).astype(np.float16)
+
+
+def _finite(half: np.ndarray, a: np.ndarray) -> np.ndarray:
     if not np.isfinite(half).all():
         raise BadInput(f"llm-int8 rounds to float16 first, and {np.abs(a).max():.3g} is beyond it (65504)")
     return half
@@ -86,8 +93,7 @@ def outliers(x: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
     The columns to set apart are those with any: `outliers(x).any(axis=0)`, whose mean is the fraction of columns.
     """
     _check(threshold)
-    with np.errstate(over="ignore"):
-        return (np.abs(np.asarray(x).astype(np.float16)) >= threshold) & (threshold > 0)
+    return (np.abs(_rounded(x)) >= threshold) & (threshold > 0)
 
 
 def with_threshold(q: Quantized, threshold: float) -> Quantized:
@@ -130,8 +136,9 @@ def matmul(
     tokens = check_inputs(np.atleast_2d(x), q.shape[1])  # [m, k]
     CB, SCB = q.arrays["CB"], q.arrays["SCB"]
     threshold = q.arrays.get("threshold", THRESHOLD) if threshold is None else threshold
-    large = outliers(tokens, threshold)
-    CA, SCA = rowwise(_half(np.where(large, np.float32(0), tokens)))
+    half = _rounded(tokens)
+    large = outliers(half, threshold)
+    CA, SCA = rowwise(_finite(np.where(large, np.float16(0), half), tokens))
     O = large.any(axis=0)  # [k]
     CA[:, O] = 0
     y = (product or int32_product)(CA, CB).astype(np.float32)

@@ -5,8 +5,9 @@ itself, so memory holds one block's statistics and one set of activations, never
 """
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+import greenlet
 import numpy as np
 import torch
 from torch import nn
@@ -14,6 +15,8 @@ from torch import nn
 from refquant.errors import BadInput
 from refquant.methods.registry import LayerInputs
 from refquant.models.walk import blocks, linears
+
+SAMPLE = 4096  # tokens kept for "x"
 
 
 class _Stop(Exception):
@@ -107,9 +110,59 @@ class Stream:
         """Replace the activations by the block's outputs: the inputs of the next block."""
         self.hidden.replace(self.run(block, index))
 
+    def in_turn(self, block: nn.Module, index: int, needs: frozenset[str], visit: Callable, last: bool) -> None:
+        """Run the block once; `visit(name, inputs)` comes before each Linear layer's product, with all tokens' inputs.
+
+        What `visit` leaves in the layer's weights is what the layer computes with, so each layer sees the inputs that
+        the layers before it leave. The activations are replaced by the block's outputs, but for the `last` block's.
+
+        Every batch runs in a coroutine of its own, that waits at each layer until all have reached it: memory holds
+        the activations of all batches at one place of the block.
+        """
+        main, visited = greenlet.getcurrent(), set()
+
+        def wait(name):
+            def hook(module, args):
+                if name not in visited:
+                    main.switch(name, args[0])
+
+            return hook
+
+        def run(hidden):
+            args, kwargs = self.arguments[len(hidden)][index]
+            out = block(hidden, *args, **kwargs)
+            return None, out[0] if isinstance(out, tuple) else out
+
+        layers = linears(block)
+        handles = [layer.register_forward_pre_hook(wait(name)) for name, layer in layers.items()]
+        runs = [greenlet.greenlet(run) for _ in self.hidden[:]]
+        try:
+            with torch.no_grad():
+                reached = [each.switch(hidden) for each, hidden in zip(runs, self.hidden[:], strict=True)]
+                before, inputs = [None] * len(runs), None
+                while (name := reached[0][0]) is not None:
+                    if any(other != name for other, _ in reached):
+                        raise BadInput("different windows run through different layers; use true_sequential=False")
+                    xs = [x for _, x in reached]
+                    if any(x is not known for x, known in zip(xs, before, strict=True)):  # q, k and v share theirs
+                        inputs, before = LayerInputs(), xs
+                        for x in xs:
+                            _accumulate(inputs, x.flatten(0, -2).float(), needs, SAMPLE)
+                    visited.add(name)
+                    visit(name, inputs)
+                    if last and len(visited) == len(layers):
+                        return
+                    reached = [each.switch() for each in runs]
+            self.hidden.replace([output for _, output in reached])
+        finally:
+            for handle in handles:
+                handle.remove()
+            for each in runs:
+                each.throw()  # ends it
+
 
 @contextlib.contextmanager
-def watch(block: nn.Module, needs: frozenset[str], sample: int = 4096, whole: bool = True):
+def watch(block: nn.Module, needs: frozenset[str], sample: int = SAMPLE, whole: bool = True):
     """Collect, while the block runs, what `needs` names of each Linear layer's inputs; yields {layer: LayerInputs}.
 
     Layers that share one input tensor (q, k, v) share one `LayerInputs`. `sample` bounds the tokens kept for "x".
@@ -144,7 +197,7 @@ def watch(block: nn.Module, needs: frozenset[str], sample: int = 4096, whole: bo
 
 
 def layer_inputs(
-    model: nn.Module, ids: np.ndarray, needs: Iterable[str] = ("x", "hessian", "mean_abs"), sample: int = 4096
+    model: nn.Module, ids: np.ndarray, needs: Iterable[str] = ("x", "hessian", "mean_abs"), sample: int = SAMPLE
 ) -> dict[tuple[int, str], LayerInputs]:
     """What every Linear layer of the model as it is receives on `ids` [windows, context], by (block, layer's name).
 

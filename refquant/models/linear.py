@@ -22,14 +22,22 @@ class QuantLinear(nn.Module):
         With "cuda" and activations on a GPU nothing leaves it: the weights are packed there at the first call,
         activations other than float16 and bfloat16 are rounded to float16, and later calls can be captured in a CUDA
         graph. No gradient flows through it.
+    dense : torch.Tensor [out, in], optional
+        The decoded weights, where they are known already.
     """
 
-    def __init__(self, quantized: Quantized, bias: torch.Tensor | None = None, backend: str = "dense"):
+    def __init__(
+        self,
+        quantized: Quantized,
+        bias: torch.Tensor | None = None,
+        backend: str = "dense",
+        dense: torch.Tensor | None = None,
+    ):
         super().__init__()
         self.quantized = quantized
         self.out_features, self.in_features = quantized.shape
         self.register_buffer("bias", None if bias is None else bias.detach())
-        self.register_buffer("_dense", None, persistent=False)
+        self.register_buffer("_dense", dense if backend == "dense" else None, persistent=False)
         self._multiply = {}  # by backend, which may change; made when first used
         self.backend = "numpy" if backend == "dense" and not ops.weight_only(quantized.format) else backend
 

@@ -1,4 +1,4 @@
-"""Quantize the Linear layers of a model, block by block; each block is calibrated on the blocks already quantized."""
+"""Quantize the Linear layers of a model, block by block; each layer is calibrated on what is quantized before it."""
 
 import time
 
@@ -26,6 +26,7 @@ def quantize(
     backend: str = "dense",
     batch: int = 4,
     method_backend: str | None = None,
+    true_sequential: bool = True,
     **options,
 ) -> Report:
     """Quantize every Linear layer of the decoder blocks in place; embedding, norms and the output layer stay.
@@ -50,6 +51,12 @@ def quantize(
         Calibration windows run at a time. AWQ takes one: on the first batch it compares its candidates.
     method_backend : str, optional
         Of the method itself, where it has a fast path: "numba" for gptq and awq.
+    true_sequential : bool
+        Calibrate each layer on the layers before it already quantized, also those of its own block, as GPTQModel does
+        by default: o sees what the quantized q, k and v make of the text. It takes the memory of one block's
+        activations for all windows, and one run through a block where False takes two. False: on the block as it was,
+        as the published GPTQ code by default. Not for AWQ, whose scales tie a block's layers together. The two differ
+        little: KL divergence 0.128 and 0.128 nats at int4-g128, 0.549 instead of 0.595 at int3-g128 on SmolLM2-135M.
     options
         For the method, such as `act_order=True`.
 
@@ -81,9 +88,8 @@ def quantize(
     bar = tqdm(layers, desc=f"{method} {grid.name}", unit="block", disable=not progress, leave=False)
     for index, block in enumerate(bar):
         dispatch.settle(block)
-        quantize_block(block, index, entry, grid, stream, report, backend, None, **options)
-        if stream and index + 1 < len(layers):
-            stream.advance(block, index)
+        last = index + 1 == len(layers)
+        quantize_block(block, index, entry, grid, stream, report, backend, None, last, true_sequential, **options)
         if hasattr(model, "hf_device_map"):  # spread because memory is short
             for module in block.modules():
                 if isinstance(module, QuantLinear):
@@ -102,34 +108,60 @@ def as_the_method_needs(entry, calibration: np.ndarray, batch: int) -> tuple[np.
     return calibration, 1 if entry.name in absorb.PREPARE else batch
 
 
-def quantize_block(block, index, entry, grid, stream, report, backend, done, /, **options) -> None:
-    """Quantize the Linear layers of one block in place, and note them in the report.
+def quantize_block(
+    block, index, entry, grid, stream, report, backend, done, last, true_sequential=True, /, **options
+) -> None:
+    """Quantize the Linear layers of one block in place, note them in the report, take the activations through it.
 
-    `stream` holds the block's inputs (None for a method that looks at weights only); `backend` is that of the
-    `QuantLinear` layers, `options` are the method's; `done`, if not None, is called with each layer's weights' number.
+    `stream` holds the block's inputs (None for a method that looks at weights only), and then those of the next block
+    unless this is the `last`; `backend` is that of the `QuantLinear` layers, `options` are the method's; `done`, if not
+    None, is called with each layer's weights' number.
     """
-    inputs, prepare = {}, absorb.PREPARE.get(entry.name)
-    if stream:
-        inputs = stream.observe(block, index, entry.needs)
-        if prepare:
-            inputs = prepare(block, index, stream, inputs, grid, **options)
-    for name, layer in walk.linears(block).items():
-        run = {} if prepare else options
-        q = _quantize_layer(report, f"block {index} {name}", layer, entry, grid, inputs.pop(name, None), run)
-        walk.replace(block, name, QuantLinear(q, layer.bias, backend))
+    quantized, layers, prepare = {}, walk.linears(block), absorb.PREPARE.get(entry.name)
+
+    def visit(name, inputs):
+        layer, run = layers[name], {} if prepare else options
+        q, decoded = _quantize_layer(report, f"block {index} {name}", layer, entry, grid, inputs, run)
+        quantized[name] = q
+        if decoded is not None:
+            walk.set_weight(layer, decoded)
         if done:
             done(q.shape[0] * q.shape[1])
 
+    in_turn = stream and true_sequential and not prepare
+    if in_turn:
+        stream.in_turn(block, index, entry.needs, visit, last)
+    else:
+        inputs = stream.observe(block, index, entry.needs) if stream else {}
+        _check_reached(index, layers, {name for name in layers if not stream or inputs[name].tokens})
+        if prepare:
+            inputs = prepare(block, index, stream, inputs, grid, **options)
+        for name in layers:
+            visit(name, inputs.pop(name, None))
+    _check_reached(index, layers, quantized)
+    for name, layer in layers.items():
+        dense = walk.weight(layer).detach() if entry.needs else None  # decoded already
+        walk.replace(block, name, QuantLinear(quantized[name], layer.bias, backend, dense))
+    if stream and not (in_turn or last):
+        stream.advance(block, index)
+
+
+def _check_reached(index, layers, reached) -> None:
+    if missed := sorted(layers.keys() - reached):
+        raise BadInput(f"block {index}: no calibration token reached {', '.join(missed)}")
+
 
 def _quantize_layer(report, name, layer, entry, grid, inputs, options):
+    """Return the layer quantized and, where activations go on through it, decoded."""
     w = walk.weight_array(layer)
     try:
         q = entry.layer(w, grid, inputs, **options)
     except BadInput as problem:
         raise BadInput(f"{name}: {problem}") from problem
+    decoded = dequantize(q, options.get("backend", "numpy")) if entry.needs else None
     error, began = None, time.perf_counter()
     if inputs is not None and inputs.hessian is not None:
-        error = layer_error(w, dequantize(q), inputs.hessian.H)
+        error = layer_error(w, decoded, inputs.hessian.H)
     report.seconds -= time.perf_counter() - began  # measuring is not quantizing
     report.layers.append(Layer(name, q.format, q.shape, q.nbytes, error))
-    return q
+    return q, decoded

@@ -6,6 +6,8 @@
 stands under the figure, where a reader can select it, and is the figure's text for those who cannot see it.
 """
 
+import contextlib
+import gc
 import html
 from collections.abc import Callable, Iterable
 
@@ -67,11 +69,27 @@ def player(label: str, steps: int, interval: int = 250) -> tuple[w.IntSlider, w.
     return value, w.HBox([play, value], layout=w.Layout(flex_flow="row wrap", width="min(100%, 46em)"))
 
 
+@contextlib.contextmanager
+def _no_garbage():
+    """Context that ends without the garbage which a drawing leaves behind.
+
+    Left alone, it piles up until Python looks through all that the notebook holds: half a second, in mid-slide.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.collect(0)  # what was made since: a few milliseconds, after the picture has been sent
+        if was_on:
+            gc.enable()
+
+
 class Explorer(w.VBox):
     """The controls, the figure and its line; see `explore`."""
 
     def __init__(self, draw: Callable, controls: dict[str, w.Widget], rows: dict[str, w.Widget]):
-        self.draw, self.controls = draw, controls
+        self.draw, self.controls, self._figures = draw, controls, {}
         self.picture, self.line = w.HTML(), w.HTML()
         super().__init__([*(rows.get(name, control) for name, control in controls.items()), self.picture, self.line])
         self.add_class("refquant-explorer")  # how tests find them
@@ -85,9 +103,10 @@ class Explorer(w.VBox):
 
     def redraw(self):
         """Draw again from the controls' values."""
-        figure, text = self.draw(**{name: control.value for name, control in self.controls.items()})
-        self.picture.value = style.img(figure, text)
-        self.line.value = f'<p role="status">{html.escape(text)}</p>'
+        with style.reuse(self._figures), _no_garbage():
+            figure, text = self.draw(**{name: control.value for name, control in self.controls.items()})
+            self.picture.value = style.img(figure, text)
+            self.line.value = f'<p role="status">{html.escape(text)}</p>'
 
 
 def explore(draw: Callable, rows: dict[str, w.Widget] | None = None, **controls: w.Widget) -> Explorer:

@@ -30,7 +30,7 @@ def main() -> None:
     w = strips.pack(q, DEVICE)
     v3 = launch.load("gemv.cu", "gemv_v3", WARPS=4, **products._types(x, y), **w.layout.defines)
     v3((3, 1, 1), (128, 1, 1), w.data, x, products._levels(w), y, 40, 512)
-    for name in ("int4-g128", "Q4_K", "Q3_K", "Q2_K", "nf4"):
+    for name in ("int4-g128", "Q4_K", "Q3_K", "Q2_K", "nf4", "nf4-b128", "int8-row"):
         for dtype in (torch.float16, torch.bfloat16):
             w = packed(name, 150, 768)
             for m in (1, 20):

@@ -12,7 +12,7 @@
 //   back to shared memory. A row's weights are decoded by CW warps.
 // - x is read from shared memory by every row of warps, by ldmatrix: RT = 2 halves what RT = 1 needs for a product. Its
 //   16-byte pieces are exchanged by token (piece ^ token % 8), so that no two rows of a matrix meet in a bank.
-// - Scales are applied in float32, once for SUB columns. Sums of the activations, for minima, come from `prepare`.
+// - Scales are applied in float32, once for RUN columns. Sums of the activations, for minima, come from `prepare`.
 // - There are fewer blocks of rows than multiprocessors, so k is split as well. The parts of a sum go to a workspace and
 //   the block that arrives last adds them, in order: the result does not depend on which one that is.
 //
@@ -133,7 +133,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const unsigned char* xs = stage + STRIPS * RECORD + 512 * 8 * NT * column_warp;
         const float* its_sums = (const float*)(stage + STRIPS * RECORD + 512 * TOKENS) + 8 * NT * column_warp;
         float part[RT][NT][4];
-        constexpr int GROUPS = SUB >= 64 ? 256 / SUB : 4;  // of steps that a loop goes through
+        constexpr int SUM = VALUE == V_LEVELS ? 16 : RUN;  // columns; of levels: smaller parts, larger parts, and done
+        constexpr int GROUPS = SUM >= 64 ? 256 / SUM : 4;  // of steps that a loop goes through
 #pragma unroll 1
         for (int group = 0; group < GROUPS; group++)
 #pragma unroll
@@ -159,13 +160,15 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 for (int c = 0; c < NT; c++)
 #pragma unroll
                     for (int v = 0; v < RT; v++) {
-                        if (i % (SUB / 16) == 0) mma_first(part[v][c], a[v], b[c]);
-                        else mma(part[v][c], a[v], b[c]);
 #if VALUE == V_LEVELS
-                        mma(part[v][c], rest[v], b[c]);
+                        mma_first(part[v][c], rest[v], b[c]);
+                        mma(part[v][c], a[v], b[c]);
+#else
+                        if (i % (SUM / 16) == 0) mma_first(part[v][c], a[v], b[c]);
+                        else mma(part[v][c], a[v], b[c]);
 #endif
                     }
-                if ((i + 1) % (SUB / 16) == 0)
+                if ((i + 1) % (SUM / 16) == 0)
 #pragma unroll
                     for (int v = 0; v < RT; v++) {
                         const unsigned char* row = mine + v * RECORD + r * HEADER;

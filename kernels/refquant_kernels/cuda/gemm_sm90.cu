@@ -12,7 +12,7 @@
 // - One thread of an extra warp does all the fetching: a bulk copy takes a record, another the activations, and barriers
 //   that count bytes take the place of every thread's waiting. No thread computes an address for 16 bytes.
 // - `prepare_sm90` lays out the activations once, as shared memory is to hold them.
-// - Scales in float32 once for SUB columns, k split over blocks, overlap of launches: as in gemm.cu.
+// - Scales in float32 once for RUN columns, k split over blocks, overlap of launches: as in gemm.cu.
 //
 // compile with: -DX=f16 -DY=float -DIS_BF16=0 -DTOKENS=128 -DWGS=2 -DSTAGES=2 -DBITS=4 -DSUB=128 -DHEADER=6 -DVALUE=V_ZERO -DZEROS=4 -DSCALE=S_F16
 // compile with: -DX=bf16 -DY=bf16 -DY_HALF=1 -DIS_BF16=1 -DTOKENS=64 -DWGS=3 -DSTAGES=3 -DBITS=5 -DSUB=32 -DHEADER=16 -DVALUE=V_OFFSET -DOFFSET=0 -DSCALE=S_Q4_K
@@ -26,7 +26,7 @@
 #define X_BYTES (512 * TOKENS)
 #define SUM_BYTES (HAS_MIN ? 4 * SUBS * TOKENS : 0)
 #define STAGE ((X_BYTES + STRIPS * RECORD + SUM_BYTES + 1023) / 1024 * 1024)
-#define CHUNK (SUB >= 64 ? 4 : SUB / 16)  // steps that are decoded, and handed over, together
+#define CHUNK (RUN >= 64 ? 4 : RUN / 16)  // steps that are decoded, and handed over, together
 
 // x [m, k] as float16 in the order that wgmma.cuh describes: for every TOKENS tokens and 256 columns, four matrices of
 // 64 columns; zeros behind m and k. `back` [m] undoes the power of two that bfloat16 needs. sums of sub-blocks
@@ -134,6 +134,7 @@ extern "C" __global__ void __launch_bounds__(128 * WGS + 32, 1)
 #endif
             }
         };
+        auto columns = [&](int s) { return tokens_at(its_tokens + s / 4 * (128 * TOKENS) + s % 4 * 32); };
         decode(0);
 #pragma unroll
         for (int c = 0; c < 16 / CHUNK; c++) {
@@ -141,10 +142,15 @@ extern "C" __global__ void __launch_bounds__(128 * WGS + 32, 1)
 #pragma unroll
             for (int e = 0; e < CHUNK; e++) {
                 int s = c * CHUNK + e;
-                unsigned long long b = tokens_at(its_tokens + s / 4 * (128 * TOKENS) + s % 4 * 32);
-                wgmma(part, a[c & 1][e], b, s % (SUB / 16) != 0);
 #if VALUE == V_LEVELS
-                wgmma(part, rest[c & 1][e], b, 1);
+                wgmma(part, rest[c & 1][e], columns(s), e != 0);
+            }
+#pragma unroll
+            for (int e = 0; e < CHUNK; e++) {
+                int s = c * CHUNK + e;
+                wgmma(part, a[c & 1][e], columns(s), 1);
+#else
+                wgmma(part, a[c & 1][e], columns(s), s % (RUN / 16) != 0);
 #endif
             }
             wgmma_commit();
@@ -155,7 +161,13 @@ extern "C" __global__ void __launch_bounds__(128 * WGS + 32, 1)
 #pragma unroll
             for (int e = 0; e < CHUNK; e++)  // and these were needed up to here
                 asm volatile("" ::"r"(a[c & 1][e][0]), "r"(a[c & 1][e][1]), "r"(a[c & 1][e][2]), "r"(a[c & 1][e][3]));
-            if ((c + 1) * CHUNK % (SUB / 16) == 0) {
+#if VALUE == V_LEVELS
+#pragma unroll
+            for (int e = 0; e < CHUNK; e++)
+                asm volatile("" ::"r"(rest[c & 1][e][0]), "r"(rest[c & 1][e][1]), "r"(rest[c & 1][e][2]),
+                             "r"(rest[c & 1][e][3]));
+#endif
+            if ((c + 1) * CHUNK % (RUN / 16) == 0) {
                 int j = 16 * c * CHUNK / SUB;
                 const unsigned char* row = mine + r * HEADER;
                 float low, low_min, high, high_min;

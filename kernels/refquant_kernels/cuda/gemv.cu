@@ -15,6 +15,8 @@
 //     brought to shared memory once.
 // v5  v4 launched with overlap=True          the first records of the next launch are fetched while this one ends.
 //
+// Q2_K brings so many weights a second that even those instructions are too many: whole.cuh has fewer, in whole numbers.
+//
 // A model's decode step saves launches when a product takes in what lies between it and the one before: INPUT says what x
 // is made of (I_NORM: h / rms(h) * extra, from float32 h; I_HALVES: two halves of an attention; every block does it for
 // itself), with ADD the result is added to y, and with GATE the rows are eight of a and eight of b in turn, and y [n / 2]
@@ -31,6 +33,7 @@
 // compile with: -DX=f16 -DY=float -DIS_BF16=0 -DBITS=4 -DSUB=32 -DHEADER=8 -DVALUE=V_TABLE -DSCALE=S_IQ4_XS -DTABLE0=0x3f2d1801u -DTABLE1=0x766a5d4eu -DTABLE2=0xa6998d81u -DTABLE3=0xf1d9c5b5u
 #include "strips.cuh"
 #include "tokens.cuh"
+#include "whole.cuh"
 
 #ifndef WARPS
 #define WARPS 16
@@ -47,6 +50,8 @@
 #ifndef GATE
 #define GATE 0
 #endif
+#define WHOLE (SCALE == S_Q2_K)  // in whole numbers: whole.cuh
+#define OWN (WHOLE && INPUT == I_PLAIN && !IS_BF16)  // a warp prepares x for the records that it sees first, as it goes
 
 __device__ __forceinline__ unsigned shared_word(unsigned address) {
     unsigned v;
@@ -63,17 +68,18 @@ __device__ __forceinline__ void add_record(const unsigned char* record, const f1
                                            float& high) {
     int r = lane >> 2, t = lane & 3;
     const unsigned char *first = record + r * HEADER, *second = first + 8 * HEADER;
-    constexpr int CHAINS = VALUE == V_LEVELS || SUBS <= 8 ? 2 : 1;  // of additions, instead of one twice as long
+    constexpr int CHAINS = VALUE == V_LEVELS || RUNS <= 8 ? 2 : 1;  // of additions, instead of one twice as long
     float d[CHAINS][4];
-    float products[2] = {}, minima[2] = {};
+    float products[2] = {};
+    Common has[2] = {common_of(first), common_of(second)};
     xs += 4 * t;
 #pragma unroll
     for (int q = 0; q < 4; q++) {
         Codes c = codes_of(record, q, lane);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            int s = 4 * q + i, j = 16 * s / SUB;
-            bool begins = i < CHAINS && (SUBS > 8 ? q % 2 == 0 : q == 0);
+            int s = 4 * q + i, j = 16 * s / RUN;
+            bool begins = i < CHAINS && (RUNS > 8 ? q % 2 == 0 : q == 0);
             uint2 b = {0, 0};
             if (STAGED) {
                 unsigned from = (r == j % 8 ? xs : zeros) + 32 * s;
@@ -88,31 +94,42 @@ __device__ __forceinline__ void add_record(const unsigned char* record, const f1
             if (begins && i == 0) mma_first(d[0], rest, b), mma_first(d[1], a, b);
             else mma(d[0], rest, b), mma(d[1], a, b);
 #else
-            values_of(c, i, offset_of(record, j, lane), a);
+            values_of(c, i, offset_of(record, 16 * s / SUB, lane), a);
             if (begins) mma_first(d[i % CHAINS], a, b);
             else mma(d[i % CHAINS], a, b);
 #endif
         }
-        if (SUBS > 8 ? q & 1 : q == 3) {
-            int j = (SUBS > 8 ? 4 * (q - 1) : 0) + 2 * t;
-            if (SUBS >= 8 || j < SUBS) {
+        if (RUNS > 8 ? q & 1 : q == 3) {
+            int j = (RUNS > 8 ? 4 * (q - 1) : 0) + 2 * t;
+            if (RUNS >= 8 || j < RUNS) {
 #pragma unroll
                 for (int e = 0; e < 4; e++) d[0][e] += CHAINS > 1 ? d[CHAINS - 1][e] : 0;
-                float2 sum = HAS_MIN ? *(const float2*)(sums + j) : make_float2(0, 0);
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
                     float scale[2], minimum[2];
+                    if (RUN < SUB) {  // both are of one sub-block
+                        int sub = j * RUN / SUB;
+                        scales_of(half ? second : first, sub & ~1, scale, minimum);
+                        products[half] += (sub & 1 ? scale[1] : scale[0]) * (d[0][2 * half] + d[0][2 * half + 1]);
+                        continue;
+                    }
                     scales_of(half ? second : first, j, scale, minimum);
+#if HAS_MIN  // what scale and minimum of a sub-block make nearly cancels: one right after the other
+                    float2 sum = *(const float2*)(sums + j);
+                    float& total = half ? high : low;
+                    total += has[half].minimum * minimum[0] * sum.x;
+                    total += has[half].scale * scale[0] * d[0][2 * half];
+                    total += has[half].minimum * minimum[1] * sum.y;
+                    total += has[half].scale * scale[1] * d[0][2 * half + 1];
+                    continue;
+#endif
                     products[half] += scale[0] * d[0][2 * half];
                     if (SUBS > 1) products[half] += scale[1] * d[0][2 * half + 1];
-                    if (HAS_MIN) minima[half] += minimum[0] * sum.x + minimum[1] * sum.y;
                 }
             }
         }
     }
-    Common low_has = common_of(first), high_has = common_of(second);
-    low += low_has.scale * UNIT * products[0], high += high_has.scale * UNIT * products[1];
-    if (HAS_MIN) low += low_has.minimum * minima[0], high += high_has.minimum * minima[1];
+    if (!HAS_MIN) low += has[0].scale * UNIT * products[0], high += has[1].scale * UNIT * products[1];
 }
 
 __device__ __forceinline__ void add_lanes(float& low, float& high) {
@@ -122,7 +139,7 @@ __device__ __forceinline__ void add_lanes(float& low, float& high) {
     }
 }
 
-#if INPUT == I_PLAIN && !IS_BF16
+#if INPUT == I_PLAIN && !IS_BF16 && !WHOLE
 // A block a strip; x float16, k a multiple of 256, formats without minima.
 extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv_v3(const uint4* w, const f16* x, const unsigned* levels,
                                                                   Y* y, int n, int k) {
@@ -146,6 +163,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) gemv_v3(const uint4* w,
 
 // Put down columns 8 i .. 8 i + 7 of x, and the sums of sub-blocks. All lanes of a warp call it, with neighbouring i.
 __device__ __forceinline__ void put_eight(uint4 v, int i, f16* xs, float* sums) {
+#if WHOLE
+    put_whole(v, i, (unsigned*)xs, (unsigned char*)sums);
+    return;
+#endif
     ((uint4*)xs)[i] = v;
     if (HAS_MIN) {
         unsigned pairs[4] = {v.x, v.y, v.z, v.w};
@@ -158,15 +179,23 @@ __device__ __forceinline__ void put_eight(uint4 v, int i, f16* xs, float* sums) 
 }
 
 #if INPUT == I_PLAIN
+__device__ __forceinline__ bool in_eights(const X* x, int k) { return k % 8 == 0 && ((unsigned long long)x & 15) == 0; }
+
+// Columns 8 i .. 8 i + 7 of x; zeros behind the end.
+__device__ __forceinline__ uint4 eight_of(const X* x, int k, bool aligned, int i) {
+    if (aligned) return 8 * i < k ? __ldcg((const uint4*)x + i) : make_uint4(0, 0, 0, 0);
+    unsigned v[8];
+    for (int e = 0; e < 8; e++) v[e] = 8 * i + e < k ? __ldcg(x + 8 * i + e) : 0;
+    return make_uint4(v[0] | v[1] << 16, v[2] | v[3] << 16, v[4] | v[5] << 16, v[6] | v[7] << 16);
+}
+#endif
+
+#if OWN
+#elif INPUT == I_PLAIN
 // x in shared memory, as float16. Returns what the result must be multiplied by.
 __device__ __forceinline__ float fetch_x(const X* x, int k, int padded, f16* xs, float* sums, float* parts) {
-    bool aligned = k % 8 == 0 && ((unsigned long long)x & 15) == 0;
-    auto eight = [&](int i) {
-        if (aligned) return 8 * i < k ? __ldcg((const uint4*)x + i) : make_uint4(0, 0, 0, 0);
-        unsigned v[8];
-        for (int e = 0; e < 8; e++) v[e] = 8 * i + e < k ? __ldcg(x + 8 * i + e) : 0;
-        return make_uint4(v[0] | v[1] << 16, v[2] | v[3] << 16, v[4] | v[5] << 16, v[6] | v[7] << 16);
-    };
+    bool aligned = in_eights(x, k);
+    auto eight = [&](int i) { return eight_of(x, k, aligned, i); };
     float back = 1;
 #if IS_BF16
     unsigned largest = 0;
@@ -273,7 +302,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
     int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
     int records = (k + 255) / 256, strips = (n + 15) / 16, padded = 256 * records;
     unsigned char* ring = (unsigned char*)memory + warp * STAGES * RECORD;
-    f16 *xs = (f16*)((unsigned char*)memory + WARPS * STAGES * RECORD), *zeros = xs + padded;
+    f16 *xs = (f16*)((unsigned char*)memory + WARPS * STAGES * RECORD), *zeros = xs + (WHOLE ? 2 : 1) * padded;
     float* parts = (float*)(zeros + 320);  // two sets, so that one barrier a strip is enough
     unsigned* table = (unsigned*)(parts + 2 * WARPS * 16);
     float* sums = (float*)(table + 16);
@@ -307,31 +336,53 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
     let_next_begin();
     wait_for_previous();
     float back = 1;
-#if INPUT == I_PLAIN
+#if OWN
+    bool aligned = in_eights(x, k);
+    uint4 own = eight_of(x, k, aligned, threadIdx.x);
+#elif INPUT == I_PLAIN
     back = fetch_x(x, k, padded, xs, sums, parts);
 #elif INPUT == I_HALVES
     fetch_x(x, k, padded, xs, sums);
 #else
     fetch_x(x, extra, k, padded, xs, sums, parts);
 #endif
+#if !OWN
     __syncthreads();
+#endif
     unsigned its_x, its_zeros;  // addresses that the compiler knows only from here on
     asm volatile("mov.b32 %0, %2; mov.b32 %1, %3;"
                  : "=&r"(its_x), "=&r"(its_zeros)
                  : "r"((unsigned)__cvta_generic_to_shared(xs)), "r"((unsigned)__cvta_generic_to_shared(zeros) + 64)
                  : "memory");
+#if WHOLE
+    Whole whole = whole_of(its_x, (unsigned)__cvta_generic_to_shared(sums), lane);
+    unsigned its_ring = (unsigned)__cvta_generic_to_shared(ring);
+#endif
     int record = warp;
     for (int s = 0; s < mine; s++) {
         float low = 0, high = 0;
         for (; record < records; record += WARPS) {
+#if OWN
+            if (s == 0) {  // the others see it after the barrier at the end of the strip
+                put_eight(own, 32 * record + lane, xs, sums);
+                own = eight_of(x, k, aligned, 32 * (record + WARPS) + lane);
+            }
+#endif
             wait<STAGES - 1>();
             __syncwarp();
+#if WHOLE
+            add_whole(its_ring + filled * RECORD, record, whole, lane, low, high);
+#else
             add_record<1>(ring + filled * RECORD, 0, its_x + 512 * record, its_zeros, sums + SUBS * record, table, lane, low,
                           high);
+#endif
             __syncwarp();
             fetch();
         }
         record -= records;
+#if WHOLE
+        if (lane & 1) low *= 65536, high *= 65536;
+#endif
         add_lanes(low, high);
         float* set = parts + (s & 1) * WARPS * 16;
         if ((lane & 3) == 0) set[16 * warp + (lane >> 2)] = low, set[16 * warp + 8 + (lane >> 2)] = high;

@@ -98,6 +98,8 @@ def gemv_shared(layout: strips.Layout, k: int, warps: int, stages: int) -> int:
     """Bytes of shared memory of gemv_v4."""
     padded = strips.COLUMNS * -(-k // strips.COLUMNS)
     sums = 4 * padded // layout.sub if layout.has_minimum else 0
+    if layout.scale == "S_Q2_K":  # whole.cuh
+        sums += 2 * padded + padded // 64
     return warps * stages * layout.record + 2 * padded + 640 + 4 * (2 * warps * 16 + 16) + sums
 
 

@@ -21,7 +21,15 @@
 // The trick that makes a code a number without a conversion: 0x6400 is 1024 in float16, where neighbours are 1 apart, so
 // the bits of the code put into its mantissa make 1024 + code. Subtracting 1024 + zero leaves code - zero, exactly.
 // Scales are never multiplied into the weights: a product of a small integer with a float16 is exact in the tensor
-// core's float32, and the scale comes once for SUB columns, in float32. So the result is as good as a float32 loop's.
+// core's accumulator, and the scale comes once for SUB columns, in float32.
+//
+// What the tensor core does to a sum: it aligns 16 products and what they are added to by the largest exponent, cuts off
+// what lies some 2^-25 below, and cuts the sum to 24 bits. Small integers lose nothing but the ends of the very smallest
+// activations. Values of 8 bits and more lose up to a last place a step, always toward zero, so that errors add up where
+// those of a float32 loop cancel. So a sum goes into a float32 one after RUN columns. Levels are sums of two float16: what
+// the smaller parts make is summed first, or apart, since in turn with the larger they would double the number of cuts.
+// (tests/gpu/test_accuracy.py: NF4 with blocks of 128 and int8 with a scale a row broke the accuracy rule before, in a
+// few of a hundred draws; nothing does in thousands.)
 //
 // Defines (strips.py has a table of them by format):
 //     BITS    of a code: 2 3 4 5 6 8          SUB    columns that share a scale: 16 32 64 128 256
@@ -56,6 +64,10 @@
 #ifndef OFFSET
 #define OFFSET 0
 #endif
+
+#define LONGEST (VALUE == V_LEVELS ? 32 : BITS >= 6 ? 64 : 256)
+#define RUN (SUB < LONGEST ? SUB : LONGEST)  // columns that the tensor core sums
+#define RUNS (256 / RUN)
 
 #if VALUE == V_E2M1
 #define UNIT 16384.0f  // what a sum of values is to be multiplied by

@@ -52,6 +52,7 @@ def quantize_blocks(
     grid: str = "int4-g128-sym",
     dtype: str = "float16",
     batch: int = 4,
+    true_sequential: bool = True,
     resume: bool = False,
     progress: bool = False,
     command: str | None = None,
@@ -68,7 +69,7 @@ def quantize_blocks(
         Checkpoint format, one of `FORMATS`.
     calibration : int [windows, context]
         Token ids.
-    method, grid, batch, options
+    method, grid, batch, true_sequential, options
         As for `models.quantize`; `backend="numba"` among the options is the method's.
     dtype : str
         Of the tensors that are not quantized: "float16", "bfloat16" or "float32".
@@ -114,6 +115,7 @@ def quantize_blocks(
                 "format": format,
                 "dtype": dtype,
                 "batch": batch,
+                "true_sequential": true_sequential,
                 "calibration": hashlib.sha256(np.ascontiguousarray(calibration, np.int64)).hexdigest(),
                 "shard_bytes": shard_bytes,
                 "source": [[name, header.dtype, list(header.shape)] for name, header in folder.tensors.items()],
@@ -150,10 +152,9 @@ def _run(model: "_Model", state: "_State", report: Report, entry, grid, calibrat
     with bar:
         for index in range(state.blocks, count):
             block = model.bring(index)
-            quantize_block(block, index, entry, grid, stream, report, "dense", bar.update, **options)
+            last, turns = index + 1 == count, state.settings["true_sequential"]
+            quantize_block(block, index, entry, grid, stream, report, "dense", bar.update, last, turns, **options)
             state.add(model.names[index], block, scheme)
-            if index + 1 < count:
-                stream.advance(block, index)
             report.seconds = time.perf_counter() - began
             state.note(report)
             activations.forget(index)

@@ -56,9 +56,10 @@ def test_a_hessian_of_few_tokens(tokens):
 
 
 def test_a_hessian_that_cannot_be_factored_is_damped_like_the_references():
-    hilbert = 1 / (np.arange(13)[:, None] + np.arange(13) + 1.0)
+    hilbert = 1 / (np.arange(13)[:, None] + np.arange(13) + 1.0) - 1e-9 * np.eye(13)  # its least eigenvalue: -1e-9
     w = np.random.default_rng(61).standard_normal((4, 13)).astype(np.float32)
     got, want = (gptq.quantize(w, hilbert, "int4-row", damp=0.0, backend=b) for b in ("numba", "numpy"))
+    assert got.damp == want.damp > 0
     assert_same_but_for_near_ties(got, want)
     with pytest.raises(NotPositiveDefinite):
         gptq.quantize(w, -hilbert, "int4-row", backend="numba")

@@ -36,7 +36,8 @@ PARTS = {
     "up_proj": 1,
     "gate_up_proj": 2,
 }  # of equal size, where v, up is whole
-SEARCH_TOKENS = 512  # at most; on them candidate scales are compared, the channel means use all tokens
+SEARCH_TOKENS = 1024  # at most; on them candidate scales are compared, the channel means use all tokens
+CLIP_TOKENS = 2048  # at most; on them clipped ranges are compared
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,8 @@ def prepare_awq(
         for name, layer in walk.linears(block).items():
             if not name.endswith(("q_proj", "k_proj", "qkv_proj", "c_attn")):  # the product q kᵀ is too sensitive
                 w = walk.weight_array(layer)
-                walk.set_weight(layer, awq.clamp(w, awq.clip(w, inputs[name].x, grid, backend=backend), grid))
+                limits = awq.clip(w, inputs[name].x, grid, tokens=CLIP_TOKENS, backend=backend)
+                walk.set_weight(layer, awq.clamp(w, limits, grid))
     return inputs
 
 

@@ -48,7 +48,7 @@ def quantize(
     backend : str
         Of the `QuantLinear` layers.
     batch : int
-        Calibration windows run at a time. AWQ takes one: on the first batch it compares its candidates.
+        Calibration windows run at a time; for AWQ those of `absorb.SEARCH_TOKENS`, on which it compares candidates.
     method_backend : str, optional
         Of the method itself, where it has a fast path: "numba" for gptq and awq.
     true_sequential : bool
@@ -103,9 +103,12 @@ def quantize(
 
 def as_the_method_needs(entry, calibration: np.ndarray, batch: int) -> tuple[np.ndarray, int]:
     """Return the calibration windows that the method has use for, and how many of them run at a time."""
-    if entry.tokens is not None and np.ndim(calibration) == 2:
-        calibration = calibration[: -(-entry.tokens // np.shape(calibration)[1])]
-    return calibration, 1 if entry.name in absorb.PREPARE else batch
+    if np.ndim(calibration) != 2:
+        return calibration, batch  # refused where it is read
+    context = np.shape(calibration)[1]
+    if entry.tokens is not None:
+        calibration = calibration[: -(-entry.tokens // context)]
+    return calibration, max(1, absorb.SEARCH_TOKENS // context) if entry.name in absorb.PREPARE else batch
 
 
 def quantize_block(

@@ -19,6 +19,7 @@ import numpy as np
 
 from refquant_kernels.cpu.compile import kernel
 from refquant_kernels.cpu.machine import float_of_bits
+from refquant_kernels.cpu.simd import LANES, load, store
 
 f32, u32 = np.float32, np.uint32
 TOP = 127 * 65536 + 127 * 256 + 126  # one below what three digits of -128..127 hold: the scale may be rounded down
@@ -27,24 +28,29 @@ LEAST = f32(2.0**-100)  # scale of a token that keeps its accuracy when multipli
 
 
 @kernel()
-def find_extremes(x, run, out):
-    """Of each `run` of x, flat, the element of the largest magnitude, the first if there are several; NaN if any is."""
-    for r in range(out.size):
+def round_to_8_bits(x, run, signed, out, scales):
+    """As the text above says, by the extreme with its sign or by its magnitude; x float32, flat.
+
+    The extreme of several is the first. A run with NaN or infinity has the scale NaN.
+    """
+    for r in range(scales.size):
         extreme = x[r * run]
         for i in range(r * run, (r + 1) * run):
             if not abs(x[i]) <= abs(extreme):
                 extreme = x[i]
             if extreme != extreme:
                 break
-        out[r] = extreme
-
-
-@kernel()
-def round_runs(x, inverse, run, out):
-    """The nearest whole numbers to x * inverse of its run, at most 127 in magnitude; 0 for NaN and infinity."""
-    for r in range(inverse.size):
+        inverse = f32(0)
+        if extreme != 0:
+            inverse = f32(-127) / extreme if signed else f32(127) / abs(extreme)
+        if not np.isfinite(extreme):
+            scales[r] = f32(np.nan)
+        elif signed:
+            scales[r] = f32(1) / inverse if inverse != 0 else f32(0)
+        else:
+            scales[r] = abs(extreme) / f32(127)
         for i in range(r * run, (r + 1) * run):
-            code = np.rint(x[i] * inverse[r])
+            code = np.rint(x[i] * inverse)
             out[i] = np.int8(min(max(code, f32(-127)), f32(127))) if np.isfinite(code) else 0
 
 
@@ -64,15 +70,29 @@ def round_to_24_bits(x, bits, run, out, scales):
 
 
 @kernel()
-def split(whole, digits, out):
-    """Bytes of whole, flat: of 64 numbers first the highest digits, -128..127 each, then the next."""
-    for i in range(0, whole.size, 64):
-        for j in range(min(64, whole.size - i)):
-            rest = whole[i + j]
-            for digit in range(digits - 1, -1, -1):
-                low = np.int8(rest & 255)
-                out[digits * i + 64 * digit + j] = np.uint8(low)
-                rest = (rest - low) >> 8
+def lay_out(whole, order, block, digits, out, fours):
+    """Bytes of whole, flat, in an order, and the sums of each four numbers, int32, in that order.
+
+    Of every `block` numbers those with the numbers `order` (a multiple of 64 of them; -1 for a 0), by 64: first the
+    highest digits, -128..127 each, then the next.
+    """
+    numbers = np.empty(64, np.int32)
+    for b in range(whole.size // block):
+        for i in range(0, order.size, 64):
+            first = b * order.size + i
+            for j in range(0, 64, 4):
+                total = np.int32(0)
+                for each in range(j, j + 4):
+                    source = order[i + each]
+                    number = whole[b * block + source] if source >= 0 else np.int32(0)
+                    numbers[each] = number
+                    total += number
+                fours[(first + j) // 4] = total
+            for j in range(0, 64, LANES):
+                rest = load(numbers, j)
+                for at in range(digits * first + 64 * (digits - 1), digits * first - 1, -64):
+                    store(out, at + j, rest)
+                    rest = (rest + 128) >> 8
 
 
 @kernel()
@@ -85,6 +105,37 @@ def add_runs(codes, run, out):
         out[r] = total
 
 
+@kernel()
+def add_in_lanes(whole, scales, starts, lengths, block, out):
+    """For each block of whole, flat, and each lane: the sum of `lengths` numbers from `starts` on, times its scale.
+
+    starts and lengths [16]; scales float64, one a block; out [blocks 16].
+    """
+    for b in range(scales.size):
+        for lane in range(starts.size):
+            total, first = np.int32(0), b * block + starts[lane]
+            for i in range(first, first + lengths[lane]):
+                total += whole[i]
+            out[b * starts.size + lane] = total * scales[b]
+
+
+@kernel()
+def add_groups(whole, scales, run, size, out):
+    """Sums of each `size` decoded activations, runs of whole [m, k] times scales [m, k / run]; the last may be fewer.
+
+    out float32 [m, G].
+    """
+    for t in range(out.shape[0]):
+        for g in range(out.shape[1]):
+            total = 0.0
+            for r in range(g * size // run, min((g + 1) * size, whole.shape[1]) // run):
+                of_run = np.int32(0)
+                for i in range(r * run, (r + 1) * run):
+                    of_run += whole[t, i]
+                total += of_run * np.float64(scales[t, r])
+            out[t, g] = total
+
+
 def sums_of_runs(codes: np.ndarray, run: int) -> np.ndarray:
     """Sums of each `run` whole numbers of a row [m, k], int32 [m, k / run]."""
     out = np.empty((len(codes), codes.shape[1] // run), np.int32)
@@ -92,43 +143,30 @@ def sums_of_runs(codes: np.ndarray, run: int) -> np.ndarray:
     return out
 
 
-def in_bytes(whole: np.ndarray, digits: int) -> np.ndarray:
-    """Bytes of whole int32 [m, k], k a multiple of 64, so many a number: uint8 [m, digits k]; see `split`."""
-    out = np.empty((len(whole), digits * whole.shape[1]), np.uint8)
-    split(whole.reshape(-1), digits, out.reshape(-1))
-    return out
+def in_order(whole: np.ndarray, order: np.ndarray, block: int, digits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes of whole int32 [m, k], each block of it in this order, and the sums of each four; see `lay_out`."""
+    m, width = len(whole), whole.shape[1] // block * len(order)
+    out, fours = np.empty((m, digits * width), np.uint8), np.empty((m, width // 4), np.int32)
+    lay_out(whole.reshape(-1), order, block, digits, out.reshape(-1), fours.reshape(-1))
+    return out, fours
 
 
-def _extremes(x: np.ndarray, run: int) -> tuple[np.ndarray, np.ndarray]:
-    flat = np.ascontiguousarray(x, f32).reshape(-1)
-    found = np.empty((len(x), x.shape[1] // run), f32)
-    find_extremes(flat, run, found.reshape(-1))
-    return flat, found
+def _round(x: np.ndarray, run: int, signed: bool, dtype) -> tuple[np.ndarray, np.ndarray]:
+    codes, scales = np.empty((len(x), x.shape[1] // run, run), dtype), np.empty((len(x), x.shape[1] // run), f32)
+    round_to_8_bits(np.ascontiguousarray(x, f32).reshape(-1), run, signed, codes.reshape(-1), scales.reshape(-1))
+    return codes, scales
 
 
-def _codes(flat: np.ndarray, inverse: np.ndarray, run: int) -> np.ndarray:
-    codes = np.empty((*inverse.shape, run), np.int8)
-    round_runs(flat, inverse.reshape(-1), run, codes.reshape(-1))
-    return codes
+def round_q8_0(x: np.ndarray, run: int = 32, scale_type=np.float16, dtype=np.int8) -> tuple[np.ndarray, np.ndarray]:
+    """Codes [m, k / run, run] and scales float32 [m, k / run] of x [m, k]; the scales hold what `scale_type` can."""
+    codes, scales = _round(x, run, False, dtype)
+    with np.errstate(over="ignore"):
+        return codes, scales.astype(scale_type).astype(f32)
 
 
-def round_q8_0(x: np.ndarray, run: int = 32, dtype=np.float16) -> tuple[np.ndarray, np.ndarray]:
-    """Codes int8 [m, k / run, run] and scales float32 [m, k / run] of x [m, k]."""
-    flat, largest = _extremes(x, run)
-    largest = np.abs(largest)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        inverse = np.where(largest == 0, f32(0), f32(127) / largest)
-        scales = (largest / f32(127)).astype(dtype).astype(f32)
-    return _codes(flat, inverse, run), np.where(np.isfinite(largest), scales, f32(np.nan))
-
-
-def round_q8_k(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Codes int8 [m, k / 256, 256] and scales float32 [m, k / 256] of x [m, k]."""
-    flat, extreme = _extremes(x, 256)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        inverse = np.where(extreme == 0, f32(0), f32(-127) / extreme)
-        scales = np.where(inverse == 0, f32(0), f32(1) / inverse)
-    return _codes(flat, inverse, 256), np.where(np.isfinite(extreme), scales, f32(np.nan))
+def round_q8_k(x: np.ndarray, dtype=np.int8) -> tuple[np.ndarray, np.ndarray]:
+    """Codes [m, k / 256, 256] and scales float32 [m, k / 256] of x [m, k]."""
+    return _round(x, 256, True, dtype)
 
 
 def round_fixed(x: np.ndarray, run: int) -> tuple[np.ndarray, np.ndarray]:
@@ -143,11 +181,22 @@ def rounded(x: np.ndarray, run: int, digits: int) -> tuple[np.ndarray, np.ndarra
     """Whole numbers of so many bytes, 1 or 3, int32 [m, k], and scales float32 [m, k / run] of x [m, k]."""
     if digits == 3:
         return round_fixed(x, run)
-    codes, scales = round_q8_k(x) if run == 256 else round_q8_0(x, run, np.float16 if run == 32 else f32)
-    return codes.reshape(x.shape).astype(np.int32), scales
+    if run == 256:
+        codes, scales = round_q8_k(x, np.int32)
+    else:
+        codes, scales = round_q8_0(x, run, np.float16 if run == 32 else f32, np.int32)
+    return codes.reshape(x.shape), scales
 
 
-def well_rounded(scales: np.ndarray) -> bool:
-    """Whether 24 bits do for every token: all of it finite, and not so small that its scales are inexact."""
-    largest = scales.max(axis=1, initial=0)
-    return bool(np.all((largest == 0) | (largest >= LEAST)))
+@kernel()
+def well_rounded(scales):
+    """Whether 24 bits do for every token of scales [m, runs]: all finite, and not so small that they are inexact."""
+    for t in range(scales.shape[0]):
+        largest = f32(0)
+        for scale in scales[t]:
+            if not np.isfinite(scale):
+                return False
+            largest = max(largest, scale)
+        if 0 < largest < LEAST:
+            return False
+    return True

@@ -23,7 +23,7 @@ import numpy as np
 from refquant import ops
 from refquant.errors import BadInput
 from refquant.grids import as_grid
-from refquant_kernels.cpu.activations import in_bytes, rounded, sums_of_runs, well_rounded
+from refquant_kernels.cpu.activations import add_groups, in_order, rounded, well_rounded
 from refquant_kernels.cpu.compile import PRODUCT, aligned, in_pieces, inlined, specialized
 from refquant_kernels.cpu.decode import four_bits, sixteen_halves, two_bits
 from refquant_kernels.cpu.int_grids import PIECE, as_stored, decode_rows, scale_at, zero_at
@@ -45,6 +45,9 @@ PANEL = 1 << 19  # weights decoded for one call of BLAS: 2 MB
 BITS, RUN, DIGITS = None, None, None  # given by `specialized`
 TURN = -0x7F7F_7F80  # turns the highest bit of each byte: 0..255 becomes -128..127
 ZERO_8 = np.float32(128 - SIGNED_EXCESS)  # what is thereby subtracted from the codes
+IN_ORDER = np.arange(64)
+EVEN_FIRST = {run: np.arange(run).reshape(-1, 2).T.reshape(-1) for run in (64, 128)}  # as the halves of bytes come
+STEP = {2: 64, 3: 16, 4: 32, 8: 16}  # codes that `_dot_rows` takes at a time
 
 
 @inlined
@@ -56,9 +59,10 @@ def sixteen_nibbles(data, at):
 
 
 def _rows(x, scale_x, sums, data, scales, width, zeros, runs, first, last, out):
-    """out[t, r] for all tokens t and rows first .. last - 1; `runs` of activations to a group of weights.
+    """out[t, r] for all tokens t and rows first .. last - 1; `runs` of activations to a group, fewer to the last.
 
-    x: uint8 [m, k DIGITS], first the even, then the odd ones of each run where codes have 4 bits;
+    x: uint8 [m, k DIGITS], first the even, then the odd ones of each run where codes have 4 bits; scale_x [m, k / RUN];
+    sums [m, G], of the decoded activations.
     """
     k, groups = x.shape[1] // DIGITS, sums.shape[1]
     row_bytes, run_bytes, zero_bytes = k * BITS // 8, RUN * BITS // 8, (groups * BITS + 7) // 8
@@ -75,7 +79,7 @@ def _rows(x, scale_x, sums, data, scales, width, zeros, runs, first, last, out):
                 zero_part += scale_at(scales, width, r * groups + g) * zero * sums_of_token[g]
             for g in range(groups):
                 scale = scale_at(scales, width, r * groups + g)
-                for run in range(g * runs, (g + 1) * runs):
+                for run in range(g * runs, min((g + 1) * runs, k // RUN)):
                     at, column, products = r * row_bytes + run * run_bytes, run * RUN * DIGITS, splat_int(0)
                     for line in range(0, run_bytes, 64):
                         prefetch(data, at + AHEAD + line)
@@ -109,15 +113,14 @@ ROWS = {
 def few_tokens(tokens, q, stored, out, digits) -> bool:
     """Fill out [m, n] with the product of tokens [m, k], of so many bytes each; False where those are too few."""
     data, scales, width, zeros, _, size, bits = stored
-    (m, k), n, run = tokens.shape, len(out.T), run_length(q)
+    (k, n), run = (tokens.shape[1], out.shape[1]), run_length(q)
     whole, scale_x = rounded(tokens, run, digits)
     if digits > 1 and not well_rounded(scale_x):
         return False
-    of_runs = sums_of_runs(whole, run) * scale_x
-    of_groups = of_runs.reshape(m, k // size, size // run).sum(axis=2, dtype=np.float32)
-    if bits == 4:
-        whole = np.ascontiguousarray(whole.reshape(m, k // run, run // 2, 2).swapaxes(2, 3)).reshape(m, k)
-    ordered, kernel = in_bytes(whole, digits), ROWS[bits, run, digits]
+    of_groups = np.empty((len(tokens), -(-k // size)), np.float32)
+    add_groups(whole, scale_x, run, size, of_groups)
+    ordered, _ = in_order(whole, EVEN_FIRST[run] if bits == 4 else IN_ORDER, run if bits == 4 else 64, digits)
+    kernel = ROWS[bits, run, digits]
 
     def piece(first, last):
         kernel(ordered, scale_x, of_groups, data, scales, width, zeros, size // run, first, last, out)
@@ -130,10 +133,10 @@ def few_tokens(tokens, q, stored, out, digits) -> bool:
 def matmul_int8(x, q):
     """X [..., k] -> float32 [..., n]; `BadInput` for a grid that it does not handle (see above)."""
     grid, (n, k) = as_grid(q.format), q.shape
-    if grid.bits not in (4, 8) or (grid.group_size or k) % 64 or k % (grid.group_size or k) or "g_idx" in q.arrays:
+    if grid.bits not in (4, 8) or (grid.group_size or k) % 64 or k % 64 or "g_idx" in q.arrays:
         raise BadInput(
-            f"{q.format} {list(q.shape)}: activations of 8 bits need a grid of 4 or 8 bits, whole groups that are "
-            "multiples of 64, and no g_idx"
+            f"{q.format} {list(q.shape)}: activations of 8 bits need a grid of 4 or 8 bits, a width and groups that "
+            "are multiples of 64, and no g_idx"
         )
     tokens = np.asarray(x, np.float32).reshape(-1, k)
     out = np.empty((len(tokens), n), np.float32)
@@ -141,25 +144,38 @@ def matmul_int8(x, q):
     return out.reshape(*x.shape[:-1], n)
 
 
-def _dot_rows(x, sums, data, scales, width, zeros, size, first, last, out):
-    """out[t, r] for all tokens and rows first .. last - 1; codes of 2, 4 or 8 bits, whole bytes of vectors in a group.
+@inlined
+def three_bits(data, at):
+    """F: sixteen codes of 3 bits from byte `at`: two words of eight."""
+    lane = lane_numbers()
+    first, second = splat_int(np.int32(word_at(data, at))), splat_int(np.int32(word_at(data, at + 2) >> 8))
+    return to_float((select(lane < 8, first, second) >> ((lane & 7) * 3)) & 7)
 
-    x [m, k] with its columns out of order (`out_of_order`); sums [m, G], the sums of x over each group.
+
+def _dot_rows(x, sums, data, scales, width, zeros, size, first, last, out):
+    """out[t, r] for all tokens and rows first .. last - 1; groups of whole vectors of codes, the last may be short.
+
+    x [m, k] with its columns out of order (`out_of_order`), but for codes of 3 bits; sums [m, G], of x over each group.
     """
     k, groups, planes = x.shape[1], sums.shape[1], 8 // BITS
-    row_bytes, group_bytes, zero_bytes = k // planes, size // planes, (groups * BITS + 7) // 8
+    row_bytes, group_bytes, zero_bytes = k * BITS // 8, size * BITS // 8, (groups * BITS + 7) // 8
     for t in range(x.shape[0]):
         tokens, sums_of_token = x[t], sums[t]
         for r in range(first, last):
             total, zero_part = splat(0.0), np.float32(0)
             for g in range(groups):
                 start, column = r * row_bytes + g * group_bytes, g * size
+                end = min(start + group_bytes, (r + 1) * row_bytes)
                 even, odd = splat(0.0), splat(0.0)
-                for b in range(start, start + group_bytes, LANES):
+                for b in range(start, end, 2 * BITS if BITS == 3 else LANES):
                     prefetch(data, b + AHEAD)
+                    if BITS == 3:
+                        even, odd = odd, fma(three_bits(data, b), load(tokens, column), even)
+                        column += LANES
+                        continue
                     codes = load(data, b)
                     if BITS == 8:
-                        even = fma(to_float(codes), load(tokens, column), even)
+                        even, odd = odd, fma(to_float(codes), load(tokens, column), even)
                     elif BITS == 4:
                         even = fma(four_bits(codes), load(tokens, column), even)
                         odd = fma(four_bits(codes >> 4), load(tokens, column + LANES), odd)
@@ -175,7 +191,7 @@ def _dot_rows(x, sums, data, scales, width, zeros, size, first, last, out):
             out[t, r] = sum_lanes(total) - zero_part
 
 
-DOT_ROWS = {bits: specialized(_dot_rows, f"matmul_int{bits}", BITS=bits) for bits in (2, 4, 8)}
+DOT_ROWS = {bits: specialized(_dot_rows, f"matmul_int{bits}", BITS=bits) for bits in STEP}
 
 
 def out_of_order(x, planes):
@@ -188,9 +204,10 @@ def prepare(q):
     """Return matmul as a function of x [..., k] alone: float32 [..., n]."""
     stored = codes, scales, width, zeros, g_idx, size, bits = as_stored(q)
     n, k = q.shape
-    step, groups = LANES * 8 // bits if bits in (2, 4, 8) else 0, -(-k // size)
-    in_registers = step and size % step == 0 and k % size == 0 and not g_idx.size
-    in_bytes, dot, planes = in_registers and bits == 4 and size % 64 == 0, DOT_ROWS.get(bits), 8 // bits
+    step, starts = STEP.get(bits), np.arange(0, k, size)
+    in_registers = step and size % step == 0 and k % step == 0 and not g_idx.size
+    in_bytes = in_registers and bits == 4 and size % 64 == 0 and k % 64 == 0
+    dot, planes = DOT_ROWS.get(bits), 1 if bits == 3 else 8 // bits
 
     def multiply(x):
         tokens = np.ascontiguousarray(x, np.float32).reshape(-1, k)
@@ -199,7 +216,7 @@ def prepare(q):
         if in_bytes and 0 < m <= FEW and few_tokens(tokens, q, stored, out, digits=3):
             pass
         elif in_registers and not in_bytes and 0 < m <= FEW:
-            ordered, sums = aligned(out_of_order(tokens, planes)), tokens.reshape(m, groups, size).sum(axis=2)
+            ordered, sums = aligned(out_of_order(tokens, planes)), np.add.reduceat(tokens, starts, axis=1)
             in_pieces(
                 lambda a, b: dot(ordered, sums, codes, scales, width, zeros, size, a, b, out), n, max(1, PRODUCT // k)
             )

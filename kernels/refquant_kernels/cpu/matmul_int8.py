@@ -24,7 +24,7 @@ def run_length(q) -> int:
     """How many activations share a scale, for the weights `q`."""
     if find_format(q.format).family == "int":
         size = as_grid(q.format).group_size or q.shape[1]
-        return 128 if size % 128 == 0 else 64
+        return 64 if size % 128 or q.shape[1] % 128 else 128
     return 256 if q.format.endswith("_K") or q.format in ("IQ4_XS", "TQ1_0", "TQ2_0") else 32
 
 

@@ -11,6 +11,7 @@ bytes of activations, as in `products`, times values of 8 bits do not fit 32.)
 
 import numpy as np
 
+from refquant_kernels.cpu.activations import in_order
 from refquant_kernels.cpu.compile import aligned, inlined, specialized
 from refquant_kernels.cpu.decode import IQ4, IQ4_WORDS, half, look_up
 from refquant_kernels.cpu.machine import (
@@ -23,7 +24,7 @@ from refquant_kernels.cpu.machine import (
     word_at,
 )
 from refquant_kernels.cpu.matmul_pairs import IQ4_TABLE
-from refquant_kernels.cpu.products import AHEAD, NIBBLES, Product, dot_one_signed, in_halves, in_order
+from refquant_kernels.cpu.products import AHEAD, NIBBLES, Product, dot_one_signed, in_halves
 from refquant_kernels.cpu.simd import LANES, fma, load, shift_right, splat, splat_int, to_float
 
 PAIRWISE = np.repeat(np.arange(8, dtype=np.int32), 2)  # 0 0 1 1 2 2 ...: sub-blocks of 32 as pairs of sixteen

@@ -14,7 +14,7 @@ Two ideas:
 
 import numpy as np
 
-from refquant_kernels.cpu.activations import sums_of_runs
+from refquant_kernels.cpu.activations import add_in_lanes, in_order
 from refquant_kernels.cpu.compile import inlined, specialized
 from refquant_kernels.cpu.decode import half
 from refquant_kernels.cpu.machine import (
@@ -27,7 +27,7 @@ from refquant_kernels.cpu.machine import (
     sum_lanes,
     times,
 )
-from refquant_kernels.cpu.products import AHEAD, NIBBLES, TWO_BITS, Product, dot_three, in_halves, in_order
+from refquant_kernels.cpu.products import AHEAD, NIBBLES, TWO_BITS, Product, dot_three, in_halves
 from refquant_kernels.cpu.simd import LANES, fma, load, load_signed, splat, splat_int, to_float
 
 # ruff: noqa: D103 (codes_x and scales_x are what the comment below says, for the format x)
@@ -201,31 +201,34 @@ def places(name: str, order) -> dict:
     return {f"place_{i}": arrange([int(lane) for lane in lanes[LANES * i : LANES * (i + 1)]]) for i in range(4)}
 
 
-def sums_in_lanes(sums: np.ndarray, name: str) -> np.ndarray:
-    """Sums of sixteen activations [m, blocks, 16], each in the lane of what it is multiplied by."""
+def sums_in_lanes(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Of each lane of the second vector of `scales`, the first of the weights that it is for, and how many those are.
+
+    Lanes that hold scales are for none.
+    """
     if name not in ("Q4_K", "Q5_K"):
-        return sums
-    by_32, lanes = sums[..., ::2] + sums[..., 1::2], np.zeros_like(sums)  # lanes that hold scales get 0
-    lanes[..., 4:8], lanes[..., 12:16] = by_32[..., :4], by_32[..., 4:]
-    return lanes
+        return np.arange(0, 256, 16), np.full(LANES, 16)
+    starts, minima = np.zeros(LANES, np.int64), [4, 5, 6, 7, 12, 13, 14, 15]
+    starts[minima] = np.arange(0, 256, 32)
+    return starts, np.where(np.isin(np.arange(LANES), minima), 32, 0)
 
 
 def _product(name):
     size, its_codes, its_scales, its_d, its_min, its_excess, order = PARTS[name]
     parts = {"record": size, "codes": its_codes, "scales": its_scales, "d_at": its_d, "min_at": its_min}
     parts |= {"excess": its_excess, **places(name, order)}
+    of_weights, of_lanes = order_of(order), sums_in_lanes(name)
     kernels = {
         1: specialized(_one_byte, f"matmul_int8_{name.lower()}", **parts),
         3: specialized(_three_bytes, f"matmul_{name.lower()}", **parts),
     }
 
     def tables(whole, scales, digits):
-        m, k = whole.shape
-        sums = sums_of_runs(whole, 16).reshape(m, k // 256, 16)
-        if digits == 3:
-            sums = (sums * scales[..., None].astype(np.float64)).astype(np.float32)
-        sums = sums_in_lanes(sums, name).reshape(m, k // 16)
-        return in_order(whole, order_of(order), 256, digits)[0], scales, sums
+        m, blocks = scales.shape
+        sums = np.empty((m, LANES * blocks), np.float32 if digits == 3 else np.int32)
+        units = scales.astype(np.float64) if digits == 3 else np.ones(scales.shape)
+        add_in_lanes(whole.reshape(-1), units.reshape(-1), *of_lanes, 256, sums.reshape(-1))
+        return in_order(whole, of_weights, 256, digits)[0], scales, sums
 
     return Product(kernels, 256, tables)
 

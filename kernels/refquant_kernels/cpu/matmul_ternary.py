@@ -10,6 +10,7 @@ together once for 256 weights.
 
 import numpy as np
 
+from refquant_kernels.cpu.activations import in_order
 from refquant_kernels.cpu.compile import inlined, specialized
 from refquant_kernels.cpu.decode import half
 from refquant_kernels.cpu.machine import (
@@ -22,7 +23,7 @@ from refquant_kernels.cpu.machine import (
     sum_lanes,
     triple_bytes,
 )
-from refquant_kernels.cpu.products import AHEAD, TWO_BITS, Product, in_order
+from refquant_kernels.cpu.products import AHEAD, TWO_BITS, Product
 from refquant_kernels.cpu.simd import LANES, fma, load, splat, splat_int, to_float
 
 # ruff: noqa: D103 (codes_x is what the comment below says, for the format x)

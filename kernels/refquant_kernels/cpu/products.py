@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refquant_kernels.cpu.activations import in_bytes, rounded, sums_of_runs, well_rounded
+from refquant_kernels.cpu.activations import rounded, well_rounded
 from refquant_kernels.cpu.compile import PRODUCT, in_pieces, inlined
 from refquant_kernels.cpu.machine import dot_bytes, dot_signed, load_words
 from refquant_kernels.cpu.simd import lane_numbers, select, splat_int
@@ -67,16 +67,6 @@ def padded(a: np.ndarray, multiple: int) -> np.ndarray:
     """Zeros after the last column, up to a multiple."""
     short = -a.shape[1] % multiple
     return np.hstack([a, np.zeros((len(a), short), a.dtype)]) if short else a
-
-
-def in_order(whole: np.ndarray, order: np.ndarray, block: int, digits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bytes of whole [m, k], each block of it in this order, 0 for -1; and the sums of each four, int32."""
-    m, k = whole.shape
-    ordered = np.take(whole.reshape(m, k // block, block), order, axis=2)
-    if order.min() < 0:
-        ordered[..., order < 0] = 0
-    ordered = ordered.reshape(m, k // block * len(order))
-    return in_bytes(ordered, digits), sums_of_runs(ordered, 4)
 
 
 @dataclass(frozen=True)

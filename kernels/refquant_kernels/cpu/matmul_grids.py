@@ -37,7 +37,7 @@ from refquant_kernels.cpu.machine import (
     sum_lanes,
     word_at,
 )
-from refquant_kernels.cpu.matmul_int8 import run_length
+from refquant_kernels.cpu.matmul_int8 import run_of_grid
 from refquant_kernels.cpu.products import AHEAD, FEW, NIBBLES, in_halves
 from refquant_kernels.cpu.simd import LANES, fma, lane_numbers, load, select, shift_right, splat, splat_int, to_float
 
@@ -110,10 +110,11 @@ ROWS = {
 }
 
 
-def few_tokens(tokens, q, stored, out, digits) -> bool:
+def few_tokens(tokens, stored, out, digits) -> bool:
     """Fill out [m, n] with the product of tokens [m, k], of so many bytes each; False where those are too few."""
     data, scales, width, zeros, _, size, bits = stored
-    (k, n), run = (tokens.shape[1], out.shape[1]), run_length(q)
+    k, n = tokens.shape[1], out.shape[1]
+    run = run_of_grid(size, k)
     whole, scale_x = rounded(tokens, run, digits)
     if digits > 1 and not well_rounded(scale_x):
         return False
@@ -140,7 +141,7 @@ def matmul_int8(x, q):
         )
     tokens = np.asarray(x, np.float32).reshape(-1, k)
     out = np.empty((len(tokens), n), np.float32)
-    few_tokens(tokens, q, as_stored(q), out, digits=1)
+    few_tokens(tokens, as_stored(q), out, digits=1)
     return out.reshape(*x.shape[:-1], n)
 
 
@@ -213,7 +214,7 @@ def prepare(q):
         tokens = np.ascontiguousarray(x, np.float32).reshape(-1, k)
         m = len(tokens)
         out = np.empty((m, n), np.float32)
-        if in_bytes and 0 < m <= FEW and few_tokens(tokens, q, stored, out, digits=3):
+        if in_bytes and 0 < m <= FEW and few_tokens(tokens, stored, out, digits=3):
             pass
         elif in_registers and not in_bytes and 0 < m <= FEW:
             ordered, sums = aligned(out_of_order(tokens, planes)), np.add.reduceat(tokens, starts, axis=1)

@@ -20,11 +20,15 @@ from refquant_kernels.cpu.matmul_ternary import TERNARY
 PRODUCTS = K_QUANTS | PAIRS | TERNARY | IQ4_XS
 
 
+def run_of_grid(size: int, k: int) -> int:
+    """How many activations share a scale, for groups of `size` weights in rows of k; both multiples of 64."""
+    return 64 if size % 128 or k % 128 else 128
+
+
 def run_length(q) -> int:
     """How many activations share a scale, for the weights `q`."""
     if find_format(q.format).family == "int":
-        size = as_grid(q.format).group_size or q.shape[1]
-        return 64 if size % 128 or q.shape[1] % 128 else 128
+        return run_of_grid(as_grid(q.format).group_size or q.shape[1], q.shape[1])
     return 256 if q.format.endswith("_K") or q.format in ("IQ4_XS", "TQ1_0", "TQ2_0") else 32
 
 

@@ -19,9 +19,11 @@ from refquant_kernels.cpu.compile import inlined, specialized
 from refquant_kernels.cpu.decode import half
 from refquant_kernels.cpu.machine import (
     arrange,
+    dot_bytes,
     dot_scaled,
     load_words,
     load_words_twice,
+    look_up_bytes,
     prefetch,
     scaled,
     sum_lanes,
@@ -173,6 +175,42 @@ def _three_bytes(x, scale_x, sums, blocks, per_row, first, last, out):
             out[t, r] = sum_lanes(total - rest)
 
 
+def _scaled_codes(x, scale_x, sums, blocks, per_row, first, last, out):
+    """As above, of Q2_K: scale * code, at most 45, is a byte, from a table of its sixteen weights' own (0 1 2 3) scale.
+
+    So one sum of integers for each of the digits of a block: two of them are put together, the third beside.
+    """
+    for t in range(x.shape[0]):
+        tokens, scale_of_token, sums_of_token = x[t], scale_x[t], sums[t]
+        for r in range(first, last):
+            total, rest = splat(0.0), splat(0.0)
+            for b in range(per_row):
+                at, column = record * (r * per_row + b), 768 * b
+                for line in range(0, record, 64):
+                    prefetch(blocks, at + AHEAD + line)
+                scale, for_sums = scales(blocks, at)
+                rest = fma(to_float(for_sums) * half(blocks, at + min_at), load(sums_of_token, LANES * b), rest)
+                table = scale * 0x0302_0100
+                c0, c1, c2, c3 = codes(blocks, at)
+                c0, c1 = look_up_bytes(place_0(table), c0), look_up_bytes(place_1(table), c1)
+                c2, c3 = look_up_bytes(place_2(table), c2), look_up_bytes(place_3(table), c3)
+                high = dot_bytes(splat_int(0), c0, load_words(tokens, column))
+                high = dot_bytes(high, c1, load_words(tokens, column + 192))
+                high = dot_bytes(high, c2, load_words(tokens, column + 384))
+                high = dot_bytes(high, c3, load_words(tokens, column + 576))
+                high = dot_bytes(high << 8, c0, load_words(tokens, column + 64))
+                high = dot_bytes(high, c1, load_words(tokens, column + 256))
+                high = dot_bytes(high, c2, load_words(tokens, column + 448))
+                high = dot_bytes(high, c3, load_words(tokens, column + 640))
+                low = dot_bytes(splat_int(0), c0, load_words(tokens, column + 128))
+                low = dot_bytes(low, c1, load_words(tokens, column + 320))
+                low = dot_bytes(low, c2, load_words(tokens, column + 512))
+                low = dot_bytes(low, c3, load_words(tokens, column + 704))
+                whole = fma(to_float(high), splat(256.0), to_float(low))
+                total = fma(whole, splat(half(blocks, at + d_at) * scale_of_token[b]), total)
+            out[t, r] = sum_lanes(total - rest)
+
+
 # The order of a block's weights in the four vectors, by 32
 TURNS = (0, 4, 1, 5, 2, 6, 3, 7)  # Q2_K, Q3_K
 PLANES = (0, 2, 1, 3, 4, 6, 5, 7)  # Q4_K, Q5_K
@@ -220,7 +258,7 @@ def _product(name):
     of_weights, of_lanes = order_of(order), sums_in_lanes(name)
     kernels = {
         1: specialized(_one_byte, f"matmul_int8_{name.lower()}", **parts),
-        3: specialized(_three_bytes, f"matmul_{name.lower()}", **parts),
+        3: specialized(_scaled_codes if name == "Q2_K" else _three_bytes, f"matmul_{name.lower()}", **parts),
     }
 
     def tables(whole, scales, digits):

@@ -39,7 +39,18 @@ from refquant_kernels.cpu.machine import (
 )
 from refquant_kernels.cpu.matmul_int8 import run_of_grid
 from refquant_kernels.cpu.products import AHEAD, FEW, NIBBLES, in_halves
-from refquant_kernels.cpu.simd import LANES, fma, lane_numbers, load, select, shift_right, splat, splat_int, to_float
+from refquant_kernels.cpu.simd import (
+    LANES,
+    fma,
+    lane_numbers,
+    load,
+    select,
+    shift_right,
+    splat,
+    splat_int,
+    store,
+    to_float,
+)
 
 PANEL = 1 << 19  # weights decoded for one call of BLAS: 2 MB
 BITS, RUN, DIGITS = None, None, None  # given by `specialized`
@@ -51,10 +62,14 @@ STEP = {2: 64, 3: 16, 4: 32, 8: 16}  # codes that `_dot_rows` takes at a time
 
 
 @inlined
-def sixteen_nibbles(data, at):
-    """F: sixteen numbers of 4 bits from byte `at`, the lower half of each byte first."""
-    lane = lane_numbers()
-    first, second = splat_int(np.int32(word_at(data, at))), splat_int(np.int32(word_at(data, at + 4)))
+def sixteen_zeros(zeros, row, bits, g):
+    """F: zero-points of sixteen groups from g on, of 4 or 8 bits; otherwise as `zero_at`."""
+    if zeros.size == 0:
+        return splat(np.float32(1 << (bits - 1)))
+    if bits == 8:
+        return to_float(load(zeros, row + g))
+    lane, at = lane_numbers(), row + g // 2
+    first, second = splat_int(np.int32(word_at(zeros, at))), splat_int(np.int32(word_at(zeros, at + 4)))
     return to_float(shift_right(select(lane < 8, first, second), (lane & 7) << 2) & 15)
 
 
@@ -64,40 +79,47 @@ def _rows(x, scale_x, sums, data, scales, width, zeros, runs, first, last, out):
     x: uint8 [m, k DIGITS], first the even, then the odd ones of each run where codes have 4 bits; scale_x [m, k / RUN];
     sums [m, G], of the decoded activations.
     """
-    k, groups = x.shape[1] // DIGITS, sums.shape[1]
-    row_bytes, run_bytes, zero_bytes = k * BITS // 8, RUN * BITS // 8, (groups * BITS + 7) // 8
-    together = groups // LANES * LANES if BITS == 4 and width == 2 and zeros.size else 0
+    count, groups, turned = scale_x.shape[1], sums.shape[1], ZERO_8 if BITS == 8 else np.float32(0)
+    run_bytes, zero_bytes = RUN * BITS // 8, (groups * BITS + 7) // 8
+    together = groups // LANES * LANES if width == 2 and runs == 1 else 0
+    both = np.empty(count, np.float32)  # scales of the row's groups times those of the runs
     for t in range(x.shape[0]):
         tokens, scale_of_token, sums_of_token = x[t], scale_x[t], sums[t]
         for r in range(first, last):
             total, rest, zero_part = splat(0.0), splat(0.0), np.float32(0)
-            for g in range(0, together, LANES):  # zero-points of sixteen groups
-                zero = sixteen_nibbles(zeros, r * zero_bytes + g // 2)
-                rest = fma(sixteen_halves(scales, 2 * (r * groups + g)) * zero, load(sums_of_token, g), rest)
+            for g in range(0, together, LANES):
+                scale, zero = (
+                    sixteen_halves(scales, 2 * (r * groups + g)),
+                    sixteen_zeros(zeros, r * zero_bytes, BITS, g),
+                )
+                rest = fma(scale * (zero - turned), load(sums_of_token, g), rest)
+                store(both, g, scale * load(scale_of_token, g))
             for g in range(together, groups):
-                zero = zero_at(zeros, r * zero_bytes, BITS, g) - (ZERO_8 if BITS == 8 else np.float32(0))
-                zero_part += scale_at(scales, width, r * groups + g) * zero * sums_of_token[g]
-            for g in range(groups):
-                scale = scale_at(scales, width, r * groups + g)
-                for run in range(g * runs, min((g + 1) * runs, k // RUN)):
-                    at, column, products = r * row_bytes + run * run_bytes, run * RUN * DIGITS, splat_int(0)
-                    for line in range(0, run_bytes, 64):
-                        prefetch(data, at + AHEAD + line)
-                    if BITS == 8:
-                        for i in range(0, RUN, 64):
-                            codes = load_words(data, at + i) ^ TURN
-                            products = dot_signed(products, codes, load_words(tokens, column + i))
-                    elif RUN == 128:
-                        codes = load_words(data, at)
-                        low, high = codes & NIBBLES, (codes >> 4) & NIBBLES
-                        for i in range(column, column + 64 * DIGITS, 64):
-                            products = dot_bytes(products << 8, low, load_words(tokens, i))
-                            products = dot_bytes(products, high, load_words(tokens, i + 64 * DIGITS))
-                    else:
-                        codes = in_halves(load_words_twice(data, at), 0, 4) & NIBBLES
-                        for i in range(column, column + 64 * DIGITS, 64):
-                            products = dot_bytes(products << 8, codes, load_words(tokens, i))
-                    total = fma(to_float(products), splat(scale * scale_of_token[run]), total)
+                scale, zero = scale_at(scales, width, r * groups + g), zero_at(zeros, r * zero_bytes, BITS, g)
+                zero_part += scale * (zero - turned) * sums_of_token[g]
+                for run in range(g * runs, min((g + 1) * runs, count)):
+                    both[run] = scale * scale_of_token[run]
+            at, column = r * count * run_bytes, 0
+            for run in range(count):
+                for line in range(0, run_bytes, 64):
+                    prefetch(data, at + AHEAD + line)
+                products = splat_int(0)
+                if BITS == 8:
+                    for i in range(0, RUN, 64):
+                        codes = load_words(data, at + i) ^ TURN
+                        products = dot_signed(products, codes, load_words(tokens, column + i))
+                elif RUN == 128:
+                    codes = load_words(data, at)
+                    low, high = codes & NIBBLES, (codes >> 4) & NIBBLES
+                    for i in range(column, column + 64 * DIGITS, 64):
+                        products = dot_bytes(products << 8, low, load_words(tokens, i))
+                        products = dot_bytes(products, high, load_words(tokens, i + 64 * DIGITS))
+                else:
+                    codes = in_halves(load_words_twice(data, at), 0, 4) & NIBBLES
+                    for i in range(column, column + 64 * DIGITS, 64):
+                        products = dot_bytes(products << 8, codes, load_words(tokens, i))
+                total = fma(to_float(products), splat(both[run]), total)
+                at, column = at + run_bytes, column + RUN * DIGITS
             out[t, r] = sum_lanes(total - rest) - zero_part
 
 

@@ -156,7 +156,7 @@ def _three_bytes(x, scale_x, sums, blocks, per_row, first, last, out):
     for t in range(x.shape[0]):
         tokens, scale_of_token, sums_of_token = x[t], scale_x[t], sums[t]
         for r in range(first, last):
-            total, rest = splat(0.0), splat(0.0)
+            total, other, rest = splat(0.0), splat(0.0), splat(0.0)
             for b in range(per_row):
                 at, column = record * (r * per_row + b), 768 * b
                 for line in range(0, record, 64):
@@ -169,10 +169,10 @@ def _three_bytes(x, scale_x, sums, blocks, per_row, first, last, out):
                     rest = fma(to_float(for_sums) * subtracted, load(sums_of_token, LANES * b), rest)
                 c0, c1, c2, c3 = codes(blocks, at)
                 total = fma(to_float(dot_three(splat_int(0), c0, tokens, column)), place_0(scale), total)
-                total = fma(to_float(dot_three(splat_int(0), c1, tokens, column + 192)), place_1(scale), total)
+                other = fma(to_float(dot_three(splat_int(0), c1, tokens, column + 192)), place_1(scale), other)
                 total = fma(to_float(dot_three(splat_int(0), c2, tokens, column + 384)), place_2(scale), total)
-                total = fma(to_float(dot_three(splat_int(0), c3, tokens, column + 576)), place_3(scale), total)
-            out[t, r] = sum_lanes(total - rest)
+                other = fma(to_float(dot_three(splat_int(0), c3, tokens, column + 576)), place_3(scale), other)
+            out[t, r] = sum_lanes((total + other) - rest)
 
 
 def _scaled_codes(x, scale_x, sums, blocks, per_row, first, last, out):

@@ -72,12 +72,13 @@ def _rows(x, starts, scale_x, blocks, per_row, first, last, out):
                 c0, c1, c2, c3, c4 = codes(blocks, at)
                 whole = splat_int(0)
                 for i in range(column, column + 64 * bytes_each, 64):
-                    whole = dot_bytes(whole << 8, c0, load_words(tokens, i))
-                    whole = dot_bytes(whole, c1, load_words(tokens, i + 64 * bytes_each))
-                    whole = dot_bytes(whole, c2, load_words(tokens, i + 128 * bytes_each))
-                    whole = dot_bytes(whole, c3, load_words(tokens, i + 192 * bytes_each))
+                    digit = dot_bytes(splat_int(0), c0, load_words(tokens, i))
+                    digit = dot_bytes(digit, c1, load_words(tokens, i + 64 * bytes_each))
+                    digit = dot_bytes(digit, c2, load_words(tokens, i + 128 * bytes_each))
+                    digit = dot_bytes(digit, c3, load_words(tokens, i + 192 * bytes_each))
                     if vectors == 5:
-                        whole = dot_bytes(whole, c4, load_words(tokens, i + 256 * bytes_each))
+                        digit = dot_bytes(digit, c4, load_words(tokens, i + 256 * bytes_each))
+                    whole = (whole << 8) + digit
                 whole = whole + load(starts_of_token, LANES * b)
                 total = fma(to_float(whole), splat(half(blocks, at + d_at) * scales[b]), total)
             out[t, r] = sum_lanes(total)

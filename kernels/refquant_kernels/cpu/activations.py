@@ -17,7 +17,7 @@ Against other code: with Q4_1 and Q5_1 ggml multiplies the block's minimum by sc
 
 import numpy as np
 
-from refquant_kernels.cpu.compile import kernel
+from refquant_kernels.cpu.compile import aligned_empty, kernel
 from refquant_kernels.cpu.machine import float_of_bits
 from refquant_kernels.cpu.simd import LANES, load, store
 
@@ -146,7 +146,7 @@ def sums_of_runs(codes: np.ndarray, run: int) -> np.ndarray:
 def in_order(whole: np.ndarray, order: np.ndarray, block: int, digits: int) -> tuple[np.ndarray, np.ndarray]:
     """Bytes of whole int32 [m, k], each block of it in this order, and the sums of each four; see `lay_out`."""
     m, width = len(whole), whole.shape[1] // block * len(order)
-    out, fours = np.empty((m, digits * width), np.uint8), np.empty((m, width // 4), np.int32)
+    out, fours = aligned_empty((m, digits * width), np.uint8), aligned_empty((m, width // 4), np.int32)
     lay_out(whole.reshape(-1), order, block, digits, out.reshape(-1), fours.reshape(-1))
     return out, fours
 

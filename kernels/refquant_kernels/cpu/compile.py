@@ -10,6 +10,7 @@
 
 import functools
 import hashlib
+import math
 import os
 import sys
 import threading
@@ -97,11 +98,17 @@ def kernel(**options):
 PRODUCT = 1 << 20  # weights of a product that are worth waking another thread: 25 to 100 microseconds
 
 
+def aligned_empty(shape: tuple, dtype=np.float32) -> np.ndarray:
+    """An array that begins at a multiple of 64 bytes: a vector that crosses a cache line is read twice."""
+    bytes_ = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.empty(bytes_ + 64, np.uint8)
+    start = -room.__array_interface__["data"][0] % 64
+    return room[start : start + bytes_].view(dtype).reshape(shape)
+
+
 def aligned(x: np.ndarray) -> np.ndarray:
-    """Copy to float32 at a multiple of 64 bytes: a vector that crosses a cache line is read twice."""
-    room = np.empty(x.size + 16, np.float32)
-    start = -room.__array_interface__["data"][0] % 64 // 4
-    copy = room[start : start + x.size].reshape(x.shape)
+    """Copy to float32 at a multiple of 64 bytes."""
+    copy = aligned_empty(x.shape)
     copy[:] = x
     return copy
 

@@ -24,7 +24,7 @@ from refquant import ops
 from refquant.errors import BadInput
 from refquant.grids import as_grid
 from refquant_kernels.cpu.activations import add_groups, in_order, rounded, well_rounded
-from refquant_kernels.cpu.compile import PRODUCT, aligned, in_pieces, inlined, specialized
+from refquant_kernels.cpu.compile import PRODUCT, aligned, aligned_empty, in_pieces, inlined, specialized
 from refquant_kernels.cpu.decode import four_bits, sixteen_halves, two_bits
 from refquant_kernels.cpu.int_grids import PIECE, as_stored, decode_rows, scale_at, zero_at
 from refquant_kernels.cpu.machine import (
@@ -140,7 +140,7 @@ def few_tokens(tokens, stored, out, digits) -> bool:
     whole, scale_x = rounded(tokens, run, digits)
     if digits > 1 and not well_rounded(scale_x):
         return False
-    of_groups = np.empty((len(tokens), -(-k // size)), np.float32)
+    of_groups = aligned_empty((len(tokens), -(-k // size)))
     add_groups(whole, scale_x, run, size, of_groups)
     ordered, _ = in_order(whole, EVEN_FIRST[run] if bits == 4 else IN_ORDER, run if bits == 4 else 64, digits)
     kernel = ROWS[bits, run, digits]

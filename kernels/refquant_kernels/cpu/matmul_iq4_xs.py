@@ -120,7 +120,8 @@ def arranged(tokens: np.ndarray) -> np.ndarray:
 
 def _tables(whole, scales, digits):
     ordered, fours = in_order(whole, ORDER, 256, digits)
-    return ordered, np.int32(-SIGNED_EXCESS) * fours, scales
+    fours *= np.int32(-SIGNED_EXCESS)
+    return ordered, fours, scales
 
 
 IQ4_XS = {"IQ4_XS": Product({1: specialized(_one_byte, "matmul_int8_iq4_xs")}, 256, _tables)}

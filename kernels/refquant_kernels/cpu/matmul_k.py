@@ -15,7 +15,7 @@ Two ideas:
 import numpy as np
 
 from refquant_kernels.cpu.activations import add_in_lanes, in_order
-from refquant_kernels.cpu.compile import inlined, specialized
+from refquant_kernels.cpu.compile import aligned_empty, inlined, specialized
 from refquant_kernels.cpu.decode import half
 from refquant_kernels.cpu.machine import (
     arrange,
@@ -263,7 +263,7 @@ def _product(name):
 
     def tables(whole, scales, digits):
         m, blocks = scales.shape
-        sums = np.empty((m, LANES * blocks), np.float32 if digits == 3 else np.int32)
+        sums = aligned_empty((m, LANES * blocks), np.float32 if digits == 3 else np.int32)
         units = scales.astype(np.float64) if digits == 3 else np.ones(scales.shape)
         add_in_lanes(whole.reshape(-1), units.reshape(-1), *of_lanes, 256, sums.reshape(-1))
         return in_order(whole, of_weights, 256, digits)[0], scales, sums

@@ -16,7 +16,7 @@ import numpy as np
 
 from refquant.codebooks import E2M1_DOUBLED, IQ4_VALUES
 from refquant_kernels.cpu.activations import in_order, sums_of_runs
-from refquant_kernels.cpu.compile import inlined, specialized
+from refquant_kernels.cpu.compile import aligned_empty, inlined, specialized
 from refquant_kernels.cpu.decode import halves
 from refquant_kernels.cpu.machine import (
     SIGNED_EXCESS,
@@ -137,11 +137,21 @@ PARTS = {
 }
 
 
+def in_lanes(of_blocks: np.ndarray) -> np.ndarray:
+    """A number of each block [m, blocks] in its eight lanes, 0 in those of half a pair: float32 [m, 16 p]."""
+    m, blocks = of_blocks.shape
+    lanes = aligned_empty((m, 16 * -(-blocks // 2)))
+    lanes[:, : 8 * blocks].reshape(m, blocks, 8)[:] = of_blocks[..., None]
+    lanes[:, 8 * blocks :] = 0
+    return lanes
+
+
 def in_mins(of_blocks: np.ndarray) -> np.ndarray:
     """Sums of the activations of each block [m, blocks], of each two in lanes 1 and 3 of sixteen: float32 [m, 16 p]."""
     m, blocks = of_blocks.shape
     pairs = -(-blocks // 2)
-    lanes = np.zeros((m, pairs, 16), np.float32)
+    lanes = aligned_empty((m, pairs, 16))
+    lanes[:] = 0
     lanes[..., 1:4:2] = padded(of_blocks, 2).reshape(m, pairs, 2)
     return lanes.reshape(m, 16 * pairs)
 
@@ -154,10 +164,11 @@ def _product(name):
         kernels[3] = specialized(_pairs, f"matmul_{name.lower()}", dot=dot_three, bytes_each=3, **parts)
 
     def tables(whole, scales, digits):
-        wide, each = padded(whole, 64), padded(np.repeat(scales, 8, axis=1), 16)
+        wide, each = padded(whole, 64), in_lanes(scales)
         sums = in_mins(sums_of_runs(whole, 32) * scales) if with_min else each  # unused without
         ordered, fours = in_order(wide, IN_ORDER, 64, digits)
-        return ordered, np.int32(-excess) * fours, each, sums
+        fours *= np.int32(-excess)
+        return ordered, fours, each, sums
 
     return Product(kernels, 32, tables)
 

@@ -37,7 +37,7 @@ from refquant_kernels.cpu.compile import in_pieces, kernel
 from refquant_kernels.cpu.int_grids import nearest_code
 from refquant_kernels.cpu.simd import LANES, load, splat, store, to_float
 
-PANEL = 256  # columns of a factor that are finished together
+PANEL = 128  # columns of a factor that are finished together
 LEAF = 64  # columns of a triangle that is inverted whole
 SPREAD = 1e10  # of the factor's squared diagonal; beyond it the reference's second factorization may fail
 WIDE = 512  # columns for which what they owe to all columns before them is one product
@@ -79,8 +79,8 @@ def cholesky(A: np.ndarray) -> np.ndarray:
 
 def factor(H: np.ndarray, damp: float) -> tuple[np.ndarray, np.ndarray | None, float]:
     """R, float64 upper, with R R^T = H + damp mean(diag H) I; U where the reference made it; the damping, as there."""
-    damped = np.array(H[::-1, ::-1], order="C")
-    damped.reshape(-1)[:: len(H) + 1] += damp * np.diag(H).mean()
+    damped = np.array(H[::-1, ::-1], np.float64, order="C")
+    damped.reshape(-1)[:: len(H) + 1] += damp * np.diag(H).mean(dtype=np.float64)
     try:
         L = cholesky(damped)
         size = np.abs(np.diag(L))
@@ -88,7 +88,7 @@ def factor(H: np.ndarray, damp: float) -> tuple[np.ndarray, np.ndarray | None, f
             return L[::-1, ::-1], None, damp
     except np.linalg.LinAlgError:
         pass
-    U, damp = gptq.inverse_factor(H, damp)  # which raises the damping
+    U, damp = gptq.inverse_factor(H.astype(np.float64), damp)  # which raises the damping
     return invert_upper(U), U, damp
 
 
@@ -135,7 +135,9 @@ def gptq_columns(W1, U1, scales, zeros, top, start, end, first, last, codes, dec
 @ops.fast_path("gptq", "int", backend="numba")
 def quantize(w, H, grid, block_size, damp, act_order, static_groups, group_params):
     """The reference's loop (`methods.gptq._quantize`); columns of a block whose parameters are known go in one call."""
-    W, H, dead = gptq.without_dead(w, H)
+    W, dead = w, np.flatnonzero(np.diag(H) == 0)
+    if dead.size:  # otherwise nothing is copied: a fresh page costs more than its number of operations here
+        W, H, dead = gptq.without_dead(w, H)
     n, k = W.shape
     group = grid.group_index(k)
     bounds = np.append(np.flatnonzero(np.diff(group, prepend=-1)), k)
@@ -149,8 +151,6 @@ def quantize(w, H, grid, block_size, damp, act_order, static_groups, group_param
     if static_groups:
         group = group[order]
     R, U, damp = factor(H, damp)
-    R32 = R.astype(np.float32)
-
     rows = -(-n // LANES) * LANES  # W1 and what belongs to it are padded to whole groups of sixteen rows
     codes, losses, D = np.empty((n, k), np.uint8), np.empty(k), np.empty((n, k), np.float32)
     top, done = np.float32(grid.max_code), 0
@@ -165,13 +165,15 @@ def quantize(w, H, grid, block_size, damp, act_order, static_groups, group_param
         U1 = (invert_upper(R[square]) if U is None else U[square]).astype(np.float32)
         if i1 + width > done:  # of the next columns, what they owe to all columns before i1
             since, done = i1, min(k, i1 + max(width, WIDE))
-            owed = D[:, :i1] @ R32[:i1, i1:done]
-        due = owed[:, i1 - since : i1 - since + width] + D[:, since:i1] @ R32[since:i1, i1 : i1 + width]
-        updated = W[:, i1 : i1 + width] + due @ U1
+            panel = np.array(R[:done, since:done], np.float32, order="C")
+            owed = D[:, :i1] @ panel[:i1]
+        here = slice(i1 - since, i1 - since + width)
+        updated = W[:, i1 : i1 + width] + (owed[:, here] + D[:, since:i1] @ panel[since:i1, here]) @ U1
         B = i2 - i1
-        W1, Err1 = np.zeros((rows, B), np.float32), np.zeros((rows, B), np.float32)
+        if i1 == 0 or B < block_size:
+            W1, Err1 = np.zeros((rows, B), np.float32), np.zeros((rows, B), np.float32)
+            block_codes, decoded = np.empty((rows, B), np.uint8), np.empty((rows, B), np.float32)
         W1[:n] = updated[:, :B]
-        block_codes, decoded = np.empty((rows, B), np.uint8), np.empty((rows, B), np.float32)
         U_block = np.ascontiguousarray(U1[:B, :B])
         j = i1
         while j < i2:

@@ -108,7 +108,7 @@ def assert_as_accurate_as_a_loop(got, x, w):
 def sizes_for(name):
     if name in NAMES:
         return (ggml.sizes(name)[0], 5 * max(32, ggml.sizes(name)[0]), 4096)
-    return (1, 100, 512, 4096)
+    return (1, 100, 192, 512, 576, 4096)
 
 
 @pytest.mark.parametrize("name", NAMES + GRIDS)
@@ -121,6 +121,20 @@ def test_matmul_is_as_accurate_as_a_float32_loop(name):
             for m in (0, 1, 3, 33):
                 x = rng.standard_normal((m, k)).astype(np.float32)
                 assert_as_accurate_as_a_loop(rq.matmul(x, q, backend="numba"), x, w)
+
+
+@pytest.mark.parametrize("name", ["int2-g128", "int3-g128", "int4-g128", "int4-g32-sym", "int8-g128", "int4-row"])
+@pytest.mark.parametrize("k", [576, 1536])
+def test_a_token_is_multiplied_without_decoding_also_where_the_last_group_is_short(name, k, monkeypatch):
+    """The width of SmolLM2 is four and a half groups of 128."""
+    ops.load_backend("numba")
+    from refquant_kernels.cpu import matmul_grids
+
+    rng = np.random.default_rng(59)
+    q = rq.quantize((rng.standard_normal((9, k)) * 0.02).astype(np.float32), name)
+    x = rng.standard_normal((2, k)).astype(np.float32)
+    monkeypatch.setattr(matmul_grids, "decode_rows", None)
+    assert_as_accurate_as_a_loop(rq.matmul(x, q, backend="numba"), x, rq.dequantize(q))
 
 
 def test_the_accuracy_rule_rejects_planted_faults():

@@ -77,6 +77,7 @@ def halves(blocks, i, j):
 NIBBLES = np.arange(16, dtype=f32)
 NIBBLES_8 = NIBBLES - 8
 PAIRS = NIBBLES % 4
+PAIRS_2 = PAIRS - 2
 SECOND_PAIRS = NIBBLES // 4
 UPPER_PAIRS = 16 * PAIRS - 32
 UPPER_BITS = NIBBLES % 2 * 16
@@ -98,6 +99,12 @@ def four_bits_minus_8(v):
 def two_bits(v):
     """F: the lowest two bits."""
     return pick(load(PAIRS, 0), v) if HAS_PICK else to_float(v & 3)
+
+
+@inlined
+def two_bits_minus_2(v):
+    """F: the lowest two bits, minus 2."""
+    return pick(load(PAIRS_2, 0), v) if HAS_PICK else to_float((v & 3) - 2)
 
 
 @inlined

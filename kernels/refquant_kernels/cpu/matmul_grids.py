@@ -25,7 +25,7 @@ from refquant.errors import BadInput
 from refquant.grids import as_grid
 from refquant_kernels.cpu.activations import add_groups, in_order, rounded, well_rounded
 from refquant_kernels.cpu.compile import PRODUCT, aligned, aligned_empty, in_pieces, inlined, specialized
-from refquant_kernels.cpu.decode import four_bits, sixteen_halves, two_bits
+from refquant_kernels.cpu.decode import four_bits_minus_8, sixteen_halves, two_bits_minus_2
 from refquant_kernels.cpu.int_grids import PIECE, as_stored, decode_rows, scale_at, zero_at
 from refquant_kernels.cpu.machine import (
     SIGNED_EXCESS,
@@ -169,16 +169,17 @@ def matmul_int8(x, q):
 
 @inlined
 def three_bits(data, at):
-    """F: sixteen codes of 3 bits from byte `at`: two words of eight."""
+    """F: sixteen codes of 3 bits from byte `at`, two words of eight; minus 4."""
     lane = lane_numbers()
     first, second = splat_int(np.int32(word_at(data, at))), splat_int(np.int32(word_at(data, at + 2) >> 8))
-    return to_float((select(lane < 8, first, second) >> ((lane & 7) * 3)) & 7)
+    return to_float(((select(lane < 8, first, second) >> ((lane & 7) * 3)) & 7) - 4)
 
 
 def _dot_rows(x, sums, data, scales, width, zeros, size, first, last, out):
     """out[t, r] for all tokens and rows first .. last - 1; groups of whole vectors of codes, the last may be short.
 
     x [m, k] with its columns out of order (`out_of_order`), but for codes of 3 bits; sums [m, G], of x over each group.
+    The middle code is taken from each code, so that what the zero-point adds is small beside the sum.
     """
     k, groups, planes = x.shape[1], sums.shape[1], 8 // BITS
     row_bytes, group_bytes, zero_bytes = k * BITS // 8, size * BITS // 8, (groups * BITS + 7) // 8
@@ -198,19 +199,20 @@ def _dot_rows(x, sums, data, scales, width, zeros, size, first, last, out):
                         continue
                     codes = load(data, b)
                     if BITS == 8:
-                        even, odd = odd, fma(to_float(codes), load(tokens, column), even)
+                        even, odd = odd, fma(to_float(codes - 128), load(tokens, column), even)
                     elif BITS == 4:
-                        even = fma(four_bits(codes), load(tokens, column), even)
-                        odd = fma(four_bits(codes >> 4), load(tokens, column + LANES), odd)
+                        even = fma(four_bits_minus_8(codes), load(tokens, column), even)
+                        odd = fma(four_bits_minus_8(codes >> 4), load(tokens, column + LANES), odd)
                     else:
-                        even = fma(two_bits(codes), load(tokens, column), even)
-                        odd = fma(two_bits(codes >> 2), load(tokens, column + LANES), odd)
-                        even = fma(two_bits(codes >> 4), load(tokens, column + 2 * LANES), even)
-                        odd = fma(two_bits(codes >> 6), load(tokens, column + 3 * LANES), odd)
+                        even = fma(two_bits_minus_2(codes), load(tokens, column), even)
+                        odd = fma(two_bits_minus_2(codes >> 2), load(tokens, column + LANES), odd)
+                        even = fma(two_bits_minus_2(codes >> 4), load(tokens, column + 2 * LANES), even)
+                        odd = fma(two_bits_minus_2(codes >> 6), load(tokens, column + 3 * LANES), odd)
                     column += LANES * planes
                 scale = scale_at(scales, width, r * groups + g)
                 total = fma(splat(scale), even + odd, total)
-                zero_part += scale * zero_at(zeros, r * zero_bytes, BITS, g) * sums_of_token[g]
+                zero = zero_at(zeros, r * zero_bytes, BITS, g) - np.float32(1 << (BITS - 1))
+                zero_part += scale * zero * sums_of_token[g]
             out[t, r] = sum_lanes(total) - zero_part
 
 

@@ -51,7 +51,7 @@ def test_a_row_of_the_table():
     }  # fmt: skip
     cells = ("matmul", "Q4_K", "memory", "2", "4000", "2.25", "", "20%", "2000", "2.00", "", "")
     assert report.cells(row) == cells
-    assert report.cells(row, {"2": 4.5e9})[6] == "50%"
+    assert report.cells(row | {"read": [0, 0.0005, 0], "read_bytes": 2_250_000})[6] == "50%"
     assert report.line(cells).split() == [cell for cell in cells if cell]
     assert report.cells(row | {"torch": [0, 0.004, 0]})[-2:] == ("1000 torch", "4.00")
 
@@ -131,6 +131,9 @@ def test_the_whole_command(small, tmp_path, capsys):
         for threads in (1, 2)
         if (operation, name) != ("matmul_int8", "F32")
     }
+    for row in result["rows"]:  # a plain reader of the same bytes, but for less than 256 a thread
+        assert ("read" in row) == (row["place"] == "memory")
+        assert 0.95 * row["bytes"] < row.get("read_bytes", row["bytes"]) <= row["bytes"]
     assert (tmp_path / "out.md").read_text() == report.markdown(result)
     assert (tmp_path / "out.png").read_bytes()[:4] == b"\x89PNG"
     assert "matmul_int8" in capsys.readouterr().out

@@ -32,11 +32,13 @@ class Case:
     functions: dict
     threads: int = 1
     turns: int | None = None  # at most so many, if given
+    read: int | None = None  # bytes that the function "read" reads and does nothing with, if there is one
 
     def row(self) -> dict:
         """What the result says of it besides the times."""
         names = {"operation": self.operation, "format": self.format, "place": self.place, "threads": self.threads}
-        return names | {"weights": self.weights, "bytes": self.least}
+        numbers = {"weights": self.weights, "bytes": self.least}
+        return names | numbers | ({"read_bytes": self.read} if self.read else {})
 
 
 def weights(seed: int = 0) -> np.ndarray:
@@ -122,7 +124,10 @@ def products(operations, name: str, place: str, megabytes: int, counts=(1,)) -> 
             each = dict(functions)
             if name in peers.DOT and peers.ggml() is not None:
                 each["ggml"] = peers.ggml_matvec(x, large.arrays["blocks"], name, threads)[0]
-            found.append(Case(operation, name, place, large.shape[0] * WIDTH, least, each, threads))
+            read = None
+            if place == "memory":
+                each["read"], read = peers.plain_read(max(large.arrays.values(), key=lambda a: a.nbytes), threads)
+            found.append(Case(operation, name, place, large.shape[0] * WIDTH, least, each, threads, read=read))
     return found
 
 
@@ -133,5 +138,9 @@ def float32_products(place: str, megabytes: int, counts=(1,)) -> list[Case]:
     rows = max(1, (megabytes << 20) // (4 * WIDTH))
     w, x = np.resize(weights(), (rows, WIDTH)), np.random.default_rng(2).standard_normal(WIDTH).astype(np.float32)
     functions = {"numba": lambda: w @ x, "torch": peers.torch_mv(x, w, "float32")}
-    least = w.nbytes + 4 * WIDTH + 4 * rows
-    return [Case("matmul", "F32", place, w.size, least, functions, threads) for threads in counts]
+    least, found = w.nbytes + 4 * WIDTH + 4 * rows, []
+    for threads in counts:
+        run, read = peers.plain_read(w, threads) if place == "memory" else (None, None)
+        each = functions | ({"read": run} if read else {})
+        found.append(Case("matmul", "F32", place, w.size, least, each, threads, read=read))
+    return found

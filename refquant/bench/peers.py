@@ -100,6 +100,24 @@ def ggml_matvec(x: np.ndarray, blocks: np.ndarray, name: str, threads: int = 1):
     return run, out
 
 
+def plain_read(data: np.ndarray, threads: int = 1):
+    """Return a function that reads `data` once and does nothing else, and the bytes that it reads: the floor."""
+    from refquant_kernels.cpu.read import combine
+
+    flat = data.reshape(-1).view(np.uint8)
+    size = flat.size // threads // 256 * 256  # what `combine` takes
+    parts = [flat[i * size : (i + 1) * size] for i in range(threads)]
+    pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
+
+    def run():
+        others = [pool.submit(combine, part) for part in parts[1:]]
+        combine(parts[0])
+        for other in others:
+            other.result()
+
+    return run, size * threads
+
+
 def has_torch() -> bool:
     """Whether torch can be imported."""
     return importlib.util.find_spec("torch") is not None

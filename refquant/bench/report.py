@@ -10,12 +10,12 @@ WIDTHS = (12, 10, 11, 7, 10, 7, 9, 7, 8, 6, 14, 6)
 LEFT = 3  # columns of text
 
 
-def cells(row: dict, bandwidth: dict | None = None) -> tuple:
-    """What a row of the table shows; given the bandwidth by number of threads, which part of it, beyond the cache."""
+def cells(row: dict) -> tuple:
+    """What a row of the table shows; beyond the cache also which part of the speed of a plain reader."""
     low, median, high = row["numba"]
     share = ""
-    if bandwidth and row["place"] == "memory":
-        share = f"{row['bytes'] / median / bandwidth[str(row['threads'])]:.0%}"
+    if "read" in row:
+        share = f"{row['bytes'] / median / (row['read_bytes'] / row['read'][1]):.0%}"
     text = [
         str(row["threads"]),
         f"{row['weights'] / median / 1e6:.0f}",
@@ -47,11 +47,11 @@ def markdown(result: dict) -> str:
         "",
         "Written by `refquant bench cpu --markdown kernels/README.md`; not edited by hand. Medians of "
         f"at least {result['runs']} interleaved runs on {machine['cores']} cores of {machine['processor']} with "
-        f"{', '.join(machine['features'])}, which read memory in order at {speeds} thread(s); Numba "
+        f"{', '.join(machine['features'])}, which read memory in order at {speeds} thread(s) at best; Numba "
         f"{versions['numba']}, {result['date']}. "
         "Ratio: ours to theirs, above 1 is faster. GB/s: the least bytes that the operation must move, per second; of "
-        "memory: of what the fastest of three plain readers got. torch: `mv` in float32 and bfloat16, "
-        "`_weight_int4pack_mm_for_cpu` with bfloat16 activations, and the published GPTQ, restated. "
+        "memory: of what a plain reader of the same weights gets, its runs in between. torch: `mv` in float32 and "
+        "bfloat16, `_weight_int4pack_mm_for_cpu` with bfloat16 activations, and the published GPTQ, restated. "
         "Products: one token; ggml's have activations of 8 bits throughout, ours in `matmul` float32; F32 is NumPy's "
         "BLAS. Spread: between the quartiles. [roofline_cpu.png](roofline_cpu.png): the products beyond the cache.",
         "",
@@ -62,9 +62,7 @@ def markdown(result: dict) -> str:
         lines[2] += f" {result['note'][0].upper()}{result['note'][1:]}"
     if result["left_out"]:
         lines.insert(3, f"Left out for want of time: {result['left_out']} measurements.\n")
-    return "\n".join(
-        [*lines, *("| " + " | ".join(cells(row, machine["read_bandwidth"])) + " |" for row in result["rows"]), ""]
-    )
+    return "\n".join([*lines, *("| " + " | ".join(cells(row)) + " |" for row in result["rows"]), ""])
 
 
 def draw(result: dict, path: str) -> None:

@@ -5,7 +5,7 @@ Every run of activations gets one scale; a whole number is the nearest to so man
     bits  run  scale                               for
     8     32   max |x| / 127, kept in float16      formats with blocks of 32: ggml's Q8_0 (and Q8_1: see below)
     8     256  extreme / -127, float32             formats with blocks of 256: ggml's Q8_K
-    8     128  max |x| / 127, float32              uniform grids with groups of multiples of 128; 64 if of 64 only
+    8     128  max |x| / 127, float32              uniform grids, groups and rows of multiples of 128; else 64
     24    any  max |x| / 8,355,710, float32        `matmul` with float32 activations (`products`)
 
 Source: `quantize_row_q8_0` of ggml-cpu for x86 (the function called `_ref` divides in another order), and

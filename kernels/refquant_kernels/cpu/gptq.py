@@ -2,7 +2,8 @@
 
 4096 x 4096 weights, blocks of 128 columns. Must do: 68.7 GFLOP (n k^2) for what the columns owe to those of earlier
 blocks, which are BLAS here as in the reference; 2.1 GFLOP within the blocks, and a division and a rounding per weight;
-for the factor 23 GFLOP (Cholesky, k^3 / 3) in float64. Little to move: H twice, the differences once a block.
+for the factor 23 GFLOP (Cholesky, k^3 / 3) in float64. Little to move: H twice, the differences once a block; of H and
+its factor no more copies are made than one, since fresh memory costs as much as the arithmetic on it.
 
 Three ideas:
 
@@ -136,7 +137,7 @@ def gptq_columns(W1, U1, scales, zeros, top, start, end, first, last, codes, dec
 def quantize(w, H, grid, block_size, damp, act_order, static_groups, group_params):
     """The reference's loop (`methods.gptq._quantize`); columns of a block whose parameters are known go in one call."""
     W, dead = w, np.flatnonzero(np.diag(H) == 0)
-    if dead.size:  # otherwise nothing is copied: a fresh page costs more than its number of operations here
+    if dead.size:  # otherwise nothing is copied
         W, H, dead = gptq.without_dead(w, H)
     n, k = W.shape
     group = grid.group_index(k)

@@ -7,7 +7,8 @@ lanes, some 20 for the scales of the block, which are the same for four weights 
 Two ideas:
 
 - **One byte: a block is one sum of integers.** Four products fit 16 bits, so one instruction multiplies by the
-  sub-block's scale and adds; only then comes float32, once a block. With three bytes each vector is converted.
+  sub-block's scale and adds; only then comes float32, once a block. With three bytes each vector is converted, but of
+  Q2_K, whose scale * code is a byte.
 - **The minima, and the 4 or 32 by which codes are stored too large, meet sums of activations only**, which are the same
   for all rows: sum (scale * code - min) * x = scale * sum code * x - min * sum x. They are one vector a block.
 """

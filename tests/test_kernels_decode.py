@@ -124,7 +124,7 @@ def test_matmul_is_as_accurate_as_a_float32_loop(name):
 
 
 @pytest.mark.parametrize("name", ["int2-g128", "int3-g128", "int4-g128", "int4-g32-sym", "int8-g128", "int4-row"])
-@pytest.mark.parametrize("k", [576, 1536])
+@pytest.mark.parametrize("k", [64, 576, 1536])
 def test_a_token_is_multiplied_without_decoding_also_where_the_last_group_is_short(name, k, monkeypatch):
     """The width of SmolLM2 is four and a half groups of 128."""
     ops.load_backend("numba")

@@ -120,6 +120,16 @@ def add_in_lanes(whole, scales, starts, lengths, block, out):
 
 
 @kernel()
+def add_vectors(fours, count, factor, out):
+    """Of each `count` vectors of fours, flat, the sum, lane by lane, times a factor; all int32."""
+    for i in range(out.size):
+        total = np.int32(0)
+        for j in range(count):
+            total += fours[(i // LANES * count + j) * LANES + i % LANES]
+        out[i] = factor * total
+
+
+@kernel()
 def add_groups(whole, scales, run, size, out):
     """Sums of each `size` decoded activations, runs of whole [m, k] times scales [m, k / run]; the last may be fewer.
 

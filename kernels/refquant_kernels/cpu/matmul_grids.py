@@ -25,7 +25,7 @@ import numpy as np
 from refquant import ops
 from refquant.errors import BadInput
 from refquant.grids import as_grid
-from refquant_kernels.cpu.activations import add_groups, in_order, rounded, well_rounded
+from refquant_kernels.cpu.activations import add_groups, add_vectors, in_order, rounded, well_rounded
 from refquant_kernels.cpu.compile import PRODUCT, aligned, aligned_empty, in_pieces, inlined, specialized
 from refquant_kernels.cpu.decode import four_bits_minus_8, sixteen_halves, two_bits_minus_2
 from refquant_kernels.cpu.int_grids import PIECE, as_stored, decode_rows, scale_at, zero_at
@@ -57,7 +57,6 @@ from refquant_kernels.cpu.simd import (
 PANEL = 1 << 19  # weights decoded for one call of BLAS: 2 MB
 BITS, RUN, DIGITS = None, None, None  # given by `specialized`
 TURN = -0x7F7F_7F80  # turns the highest bit of each byte: 0..255 becomes -128..127
-ZERO_8 = np.float32(128 - SIGNED_EXCESS)  # what is thereby subtracted from the codes
 IN_ORDER = np.arange(64)
 EVEN_FIRST = {run: np.arange(run).reshape(-1, 2).T.reshape(-1) for run in (64, 128)}  # as the halves of bytes come
 STEP = {2: 64, 3: 16, 4: 32, 8: 16}  # codes that `_dot_rows` takes at a time
@@ -75,30 +74,29 @@ def sixteen_zeros(zeros, row, bits, g):
     return to_float(shift_right(select(lane < 8, first, second), (lane & 7) << 2) & 15)
 
 
-def _rows(x, scale_x, sums, data, scales, width, zeros, runs, first, last, out):
+def _rows(x, starts, scale_x, sums, data, scales, width, zeros, runs, first, last, out):
     """out[t, r] for all tokens t and rows first .. last - 1; `runs` of activations to a group, fewer to the last.
 
-    x: uint8 [m, k DIGITS], first the even, then the odd ones of each run where codes have 4 bits; scale_x [m, k / RUN];
-    sums [m, G], of the decoded activations.
+    x: uint8 [m, k DIGITS], first the even, then the odd ones of each run where codes have 4 bits; starts int32
+    [m, k / RUN 16], what takes the middle code from all codes (so that the zero-point adds little); scale_x
+    [m, k / RUN]; sums [m, G], of the decoded activations.
     """
-    count, groups, turned = scale_x.shape[1], sums.shape[1], ZERO_8 if BITS == 8 else np.float32(0)
+    count, groups, middle = scale_x.shape[1], sums.shape[1], np.float32(1 << (BITS - 1))
     run_bytes, zero_bytes = RUN * BITS // 8, (groups * BITS + 7) // 8
     together = groups // LANES * LANES if width == 2 and runs == 1 else 0
     both = np.empty(count, np.float32)  # scales of the row's groups times those of the runs
     for t in range(x.shape[0]):
-        tokens, scale_of_token, sums_of_token = x[t], scale_x[t], sums[t]
+        tokens, starts_of_token, scale_of_token, sums_of_token = x[t], starts[t], scale_x[t], sums[t]
         for r in range(first, last):
             total, rest, zero_part = splat(0.0), splat(0.0), np.float32(0)
             for g in range(0, together, LANES):
-                scale, zero = (
-                    sixteen_halves(scales, 2 * (r * groups + g)),
-                    sixteen_zeros(zeros, r * zero_bytes, BITS, g),
-                )
-                rest = fma(scale * (zero - turned), load(sums_of_token, g), rest)
+                scale = sixteen_halves(scales, 2 * (r * groups + g))
+                zero = sixteen_zeros(zeros, r * zero_bytes, BITS, g)
+                rest = fma(scale * (zero - middle), load(sums_of_token, g), rest)
                 store(both, g, scale * load(scale_of_token, g))
             for g in range(together, groups):
                 scale, zero = scale_at(scales, width, r * groups + g), zero_at(zeros, r * zero_bytes, BITS, g)
-                zero_part += scale * (zero - turned) * sums_of_token[g]
+                zero_part += scale * (zero - middle) * sums_of_token[g]
                 for run in range(g * runs, min((g + 1) * runs, count)):
                     both[run] = scale * scale_of_token[run]
             at, column = r * count * run_bytes, 0
@@ -120,6 +118,7 @@ def _rows(x, scale_x, sums, data, scales, width, zeros, runs, first, last, out):
                     codes = in_halves(load_words_twice(data, at), 0, 4) & NIBBLES
                     for i in range(column, column + 64 * DIGITS, 64):
                         products = dot_bytes(products << 8, codes, load_words(tokens, i))
+                products = products + load(starts_of_token, LANES * run)
                 total = fma(to_float(products), splat(both[run]), total)
                 at, column = at + run_bytes, column + RUN * DIGITS
             out[t, r] = sum_lanes(total - rest) - zero_part
@@ -144,11 +143,12 @@ def few_tokens(tokens, stored, out, digits) -> bool:
         return False
     of_groups = aligned_empty((len(tokens), -(-k // size)))
     add_groups(whole, scale_x, run, size, of_groups)
-    ordered, _ = in_order(whole, EVEN_FIRST[run] if bits == 4 else IN_ORDER, run if bits == 4 else 64, digits)
-    kernel = ROWS[bits, run, digits]
+    ordered, fours = in_order(whole, EVEN_FIRST[run] if bits == 4 else IN_ORDER, run if bits == 4 else 64, digits)
+    starts, kernel = aligned_empty((len(tokens), k // run * LANES), np.int32), ROWS[bits, run, digits]
+    add_vectors(fours.reshape(-1), run // 64, -8 if bits == 4 else -SIGNED_EXCESS, starts.reshape(-1))
 
     def piece(first, last):
-        kernel(ordered, scale_x, of_groups, data, scales, width, zeros, size // run, first, last, out)
+        kernel(ordered, starts, scale_x, of_groups, data, scales, width, zeros, size // run, first, last, out)
 
     in_pieces(piece, n, max(1, PRODUCT // k))
     return True
@@ -243,7 +243,8 @@ def prepare(q):
         if in_bytes and 0 < m <= FEW and few_tokens(tokens, stored, out, digits=3):
             pass
         elif in_registers and not in_bytes and 0 < m <= FEW:
-            ordered, sums = aligned(out_of_order(tokens, planes)), np.add.reduceat(tokens, starts, axis=1)
+            sums = np.add.reduceat(tokens, starts, axis=1, dtype=np.float64).astype(np.float32)
+            ordered = aligned(out_of_order(tokens, planes))
             in_pieces(
                 lambda a, b: dot(ordered, sums, codes, scales, width, zeros, size, a, b, out), n, max(1, PRODUCT // k)
             )

@@ -20,7 +20,8 @@ def rungs(seconds: dict[str, float], nbytes: int, bandwidth: float, title: str =
     axes.barh([*seconds], rates, color=style.BLUE, height=0.65)
     axes.axvline(bandwidth / 1e9, color=style.VERMILION, linestyle="--", linewidth=1.4)
     for place, rate in enumerate(rates):
-        axes.text(rate * 1.06, place, f"{rate:.2g}", va="center", fontsize=9)
+        over_the_line = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        axes.text(rate * 1.06, place, f"{rate:.2g}", va="center", fontsize=9, bbox=over_the_line)
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="GB of weights a second (log); dashed: what memory gives", title=title)
     axes.set_xlim(min(rates) / 2, max([*rates, bandwidth / 1e9]) * 2)

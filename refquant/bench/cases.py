@@ -102,6 +102,13 @@ def stacked(name: str, megabytes: int) -> Quantized:
     return Quantized(name, (SHAPE[0] * copies, WIDTH), arrays)
 
 
+def beside_reading(case: Case, data: np.ndarray) -> Case:
+    """The case, beyond the cache with a plain reader of its weights beside it."""
+    if case.place == "memory":
+        case.functions["read"], case.read = peers.plain_read(data, case.threads)
+    return case
+
+
 def products(operations, name: str, place: str, megabytes: int, counts=(1,)) -> list[Case]:
     """`matmul` and `matmul_int8` of one token with a matrix of so many megabytes, for each number of threads."""
     ops.load_backend("numba")
@@ -124,10 +131,8 @@ def products(operations, name: str, place: str, megabytes: int, counts=(1,)) -> 
             each = dict(functions)
             if name in peers.DOT and peers.ggml() is not None:
                 each["ggml"] = peers.ggml_matvec(x, large.arrays["blocks"], name, threads)[0]
-            read = None
-            if place == "memory":
-                each["read"], read = peers.plain_read(max(large.arrays.values(), key=lambda a: a.nbytes), threads)
-            found.append(Case(operation, name, place, large.shape[0] * WIDTH, least, each, threads, read=read))
+            case = Case(operation, name, place, large.shape[0] * WIDTH, least, each, threads)
+            found.append(beside_reading(case, max(large.arrays.values(), key=lambda a: a.nbytes)))
     return found
 
 
@@ -138,9 +143,6 @@ def float32_products(place: str, megabytes: int, counts=(1,)) -> list[Case]:
     rows = max(1, (megabytes << 20) // (4 * WIDTH))
     w, x = np.resize(weights(), (rows, WIDTH)), np.random.default_rng(2).standard_normal(WIDTH).astype(np.float32)
     functions = {"numba": lambda: w @ x, "torch": peers.torch_mv(x, w, "float32")}
-    least, found = w.nbytes + 4 * WIDTH + 4 * rows, []
-    for threads in counts:
-        run, read = peers.plain_read(w, threads) if place == "memory" else (None, None)
-        each = functions | ({"read": run} if read else {})
-        found.append(Case("matmul", "F32", place, w.size, least, each, threads, read=read))
-    return found
+    least = w.nbytes + 4 * WIDTH + 4 * rows
+    cases = [Case("matmul", "F32", place, w.size, least, dict(functions), threads) for threads in counts]
+    return [beside_reading(case, w) for case in cases]

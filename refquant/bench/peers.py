@@ -77,6 +77,19 @@ def _dot_loop(name: str):
     return loop
 
 
+def _on_threads(function, calls: list[tuple]):
+    """Return a function that calls `function` with each of these arguments, the first here, the others beside it."""
+    pool = ThreadPoolExecutor(len(calls) - 1) if len(calls) > 1 else None
+
+    def run():
+        others = [pool.submit(function, *call) for call in calls[1:]]
+        function(*calls[0])
+        for other in others:
+            other.result()
+
+    return run
+
+
 def ggml_matvec(x: np.ndarray, blocks: np.ndarray, name: str, threads: int = 1):
     """Return a function that multiplies x [k] by every row of `blocks`, and its result: ggml's vec_dot, in a loop.
 
@@ -88,16 +101,8 @@ def ggml_matvec(x: np.ndarray, blocks: np.ndarray, name: str, threads: int = 1):
     arguments = (x.size, out.ctypes.data, blocks.ctypes.data, blocks.shape[1], rounded.ctypes.data)
     keep = (x, blocks, rounded, out)  # the loop has only their addresses
     ends = [len(blocks) * i // threads for i in range(threads + 1)]
-    pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
-
-    def run():
-        others = [pool.submit(loop, *arguments, *ends[i : i + 2]) for i in range(1, threads)]
-        loop(*arguments, ends[0], ends[1])
-        for other in others:
-            other.result()
-        return keep
-
-    return run, out
+    share = _on_threads(loop, [(*arguments, *ends[i : i + 2]) for i in range(threads)])
+    return lambda: (share(), keep), out
 
 
 def plain_read(data: np.ndarray, threads: int = 1):
@@ -107,15 +112,7 @@ def plain_read(data: np.ndarray, threads: int = 1):
     flat = data.reshape(-1).view(np.uint8)
     size = flat.size // threads // 256 * 256  # what `combine` takes
     parts = [flat[i * size : (i + 1) * size] for i in range(threads)]
-    pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
-
-    def run():
-        others = [pool.submit(combine, part) for part in parts[1:]]
-        combine(parts[0])
-        for other in others:
-            other.result()
-
-    return run, size * threads
+    return _on_threads(combine, [(part,) for part in parts]), size * threads
 
 
 def has_torch() -> bool:

@@ -25,6 +25,7 @@ f32, u32 = np.float32, np.uint32
 TOP = 127 * 65536 + 127 * 256 + 126  # one below what three digits of -128..127 hold: the scale may be rounded down
 SMALLEST = 2.0**-126  # scale of a run that still counts beside others
 LEAST = f32(2.0**-100)  # scale of a token that keeps its accuracy when multiplied by scales of weights
+IN_ORDER = np.arange(64)  # for `in_order`: as they are
 
 
 @kernel()
@@ -150,6 +151,13 @@ def sums_of_runs(codes: np.ndarray, run: int) -> np.ndarray:
     """Sums of each `run` whole numbers of a row [m, k], int32 [m, k / run]."""
     out = np.empty((len(codes), codes.shape[1] // run), np.int32)
     add_runs(np.ascontiguousarray(codes).reshape(-1), run, out.reshape(-1))
+    return out
+
+
+def starts_of(fours: np.ndarray, count: int, factor: int) -> np.ndarray:
+    """What sums of products begin with, of in_order's sums of fours [m, width / 4]: see `add_vectors`."""
+    out = aligned_empty((len(fours), fours.shape[1] // count), np.int32)
+    add_vectors(fours.reshape(-1), count, factor, out.reshape(-1))
     return out
 
 

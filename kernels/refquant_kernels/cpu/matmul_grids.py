@@ -25,7 +25,7 @@ import numpy as np
 from refquant import ops
 from refquant.errors import BadInput
 from refquant.grids import as_grid
-from refquant_kernels.cpu.activations import add_groups, add_vectors, in_order, rounded, well_rounded
+from refquant_kernels.cpu.activations import IN_ORDER, add_groups, in_order, rounded, starts_of, well_rounded
 from refquant_kernels.cpu.compile import PRODUCT, aligned, aligned_empty, in_pieces, inlined, specialized
 from refquant_kernels.cpu.decode import four_bits_minus_8, sixteen_halves, two_bits_minus_2
 from refquant_kernels.cpu.int_grids import PIECE, as_stored, decode_rows, scale_at, zero_at
@@ -47,7 +47,6 @@ from refquant_kernels.cpu.simd import (
     lane_numbers,
     load,
     select,
-    shift_right,
     splat,
     splat_int,
     store,
@@ -57,9 +56,16 @@ from refquant_kernels.cpu.simd import (
 PANEL = 1 << 19  # weights decoded for one call of BLAS: 2 MB
 BITS, RUN, DIGITS = None, None, None  # given by `specialized`
 TURN = -0x7F7F_7F80  # turns the highest bit of each byte: 0..255 becomes -128..127
-IN_ORDER = np.arange(64)
 EVEN_FIRST = {run: np.arange(run).reshape(-1, 2).T.reshape(-1) for run in (64, 128)}  # as the halves of bytes come
 STEP = {2: 64, 3: 16, 4: 32, 8: 16}  # codes that `_dot_rows` takes at a time
+
+
+@inlined
+def of_two_words(first, second, bits):
+    """I: sixteen numbers of so many bits, eight in each of two words, the lowest first."""
+    lane = lane_numbers()
+    words = select(lane < 8, splat_int(np.int32(first)), splat_int(np.int32(second)))
+    return (words >> ((lane & 7) * bits)) & ((1 << bits) - 1)
 
 
 @inlined
@@ -69,9 +75,7 @@ def sixteen_zeros(zeros, row, bits, g):
         return splat(np.float32(1 << (bits - 1)))
     if bits == 8:
         return to_float(load(zeros, row + g))
-    lane, at = lane_numbers(), row + g // 2
-    first, second = splat_int(np.int32(word_at(zeros, at))), splat_int(np.int32(word_at(zeros, at + 4)))
-    return to_float(shift_right(select(lane < 8, first, second), (lane & 7) << 2) & 15)
+    return to_float(of_two_words(word_at(zeros, row + g // 2), word_at(zeros, row + g // 2 + 4), 4))
 
 
 def _rows(x, starts, scale_x, sums, data, scales, width, zeros, runs, first, last, out):
@@ -144,8 +148,7 @@ def few_tokens(tokens, stored, out, digits) -> bool:
     of_groups = aligned_empty((len(tokens), -(-k // size)))
     add_groups(whole, scale_x, run, size, of_groups)
     ordered, fours = in_order(whole, EVEN_FIRST[run] if bits == 4 else IN_ORDER, run if bits == 4 else 64, digits)
-    starts, kernel = aligned_empty((len(tokens), k // run * LANES), np.int32), ROWS[bits, run, digits]
-    add_vectors(fours.reshape(-1), run // 64, -8 if bits == 4 else -SIGNED_EXCESS, starts.reshape(-1))
+    starts, kernel = starts_of(fours, run // 64, -8 if bits == 4 else -SIGNED_EXCESS), ROWS[bits, run, digits]
 
     def piece(first, last):
         kernel(ordered, starts, scale_x, of_groups, data, scales, width, zeros, size // run, first, last, out)
@@ -172,9 +175,7 @@ def matmul_int8(x, q):
 @inlined
 def three_bits(data, at):
     """F: sixteen codes of 3 bits from byte `at`, two words of eight; minus 4."""
-    lane = lane_numbers()
-    first, second = splat_int(np.int32(word_at(data, at))), splat_int(np.int32(word_at(data, at + 2) >> 8))
-    return to_float(((select(lane < 8, first, second) >> ((lane & 7) * 3)) & 7) - 4)
+    return to_float(of_two_words(word_at(data, at), word_at(data, at + 2) >> 8, 3) - 4)
 
 
 def _dot_rows(x, sums, data, scales, width, zeros, size, first, last, out):

@@ -11,7 +11,7 @@ bytes of activations, as in `products`, times values of 8 bits do not fit 32.)
 
 import numpy as np
 
-from refquant_kernels.cpu.activations import in_order
+from refquant_kernels.cpu.activations import in_order, starts_of
 from refquant_kernels.cpu.compile import aligned, inlined, specialized
 from refquant_kernels.cpu.decode import IQ4, IQ4_WORDS, half, look_up
 from refquant_kernels.cpu.machine import (
@@ -120,8 +120,7 @@ def arranged(tokens: np.ndarray) -> np.ndarray:
 
 def _tables(whole, scales, digits):
     ordered, fours = in_order(whole, ORDER, 256, digits)
-    fours *= np.int32(-SIGNED_EXCESS)
-    return ordered, fours, scales
+    return ordered, starts_of(fours, 1, -SIGNED_EXCESS), scales
 
 
 IQ4_XS = {"IQ4_XS": Product({1: specialized(_one_byte, "matmul_int8_iq4_xs")}, 256, _tables)}

@@ -15,7 +15,7 @@ Two blocks fill a vector: their codes then are in the order of the weights, and 
 import numpy as np
 
 from refquant.codebooks import E2M1_DOUBLED, IQ4_VALUES
-from refquant_kernels.cpu.activations import in_order, sums_of_runs
+from refquant_kernels.cpu.activations import IN_ORDER, in_order, starts_of, sums_of_runs
 from refquant_kernels.cpu.compile import aligned_empty, inlined, specialized
 from refquant_kernels.cpu.decode import halves
 from refquant_kernels.cpu.machine import (
@@ -37,7 +37,6 @@ from refquant_kernels.cpu.simd import fma, lane_numbers, load, select, splat, sp
 
 f32 = np.float32
 MXFP4_EXCESS = 12
-IN_ORDER = np.arange(64)
 IQ4_TABLE = np.tile(IQ4_VALUES, 4).view(np.int32)
 POWERS = np.ldexp(f32(0.5), np.arange(-127, 129)).astype(f32)  # of MXFP4: half of 2^(e - 127), for doubled values
 E2M1_TABLE = np.tile(E2M1_DOUBLED + np.int8(MXFP4_EXCESS), 4).view(np.int32)
@@ -167,8 +166,7 @@ def _product(name):
         wide, each = padded(whole, 64), in_lanes(scales)
         sums = in_mins(sums_of_runs(whole, 32) * scales) if with_min else each  # unused without
         ordered, fours = in_order(wide, IN_ORDER, 64, digits)
-        fours *= np.int32(-excess)
-        return ordered, fours, each, sums
+        return ordered, starts_of(fours, 1, -excess), each, sums
 
     return Product(kernels, 32, tables)
 

@@ -10,7 +10,7 @@ together once for 256 weights.
 
 import numpy as np
 
-from refquant_kernels.cpu.activations import in_order
+from refquant_kernels.cpu.activations import in_order, starts_of
 from refquant_kernels.cpu.compile import inlined, specialized
 from refquant_kernels.cpu.decode import half
 from refquant_kernels.cpu.machine import (
@@ -109,9 +109,7 @@ def _product(name):
 
     def tables(whole, scales, digits):
         ordered, fours = in_order(whole, order, 256, digits)
-        m, blocks = scales.shape
-        starts = -fours.reshape(m, blocks, len(order) // 64, LANES).sum(axis=2, dtype=np.int32)
-        return ordered, starts.reshape(m, blocks * LANES), scales
+        return ordered, starts_of(fours, len(order) // 64, -1), scales
 
     return Product(kernels, 256, tables)
 

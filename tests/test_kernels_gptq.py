@@ -41,6 +41,25 @@ def test_more_columns_than_one_product_is_wide(grid, options):
     assert_same_but_for_near_ties(got, gptq.quantize(w, H, grid, **options))
 
 
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_where_blas_multiplies(options, monkeypatch):
+    """Because there are no registers of 512 bits."""
+    from refquant_kernels.cpu import gemm
+    from refquant_kernels.cpu import gptq as fast
+
+    monkeypatch.setattr(gemm, "HAS_TILES", False)
+    monkeypatch.setattr(fast, "HAS_TILES", False)
+    w, H = layer(40, 384, 800)
+    got = gptq.quantize(w, H, "int4-g128", backend="numba", **options)
+    assert_same_but_for_near_ties(got, gptq.quantize(w, H, "int4-g128", **options))
+
+
+def test_more_rows_than_are_taken_at_once():
+    w, H = layer(700, 128, 300)
+    got = gptq.quantize(w, H, "int4-g64", backend="numba")
+    assert_same_but_for_near_ties(got, gptq.quantize(w, H, "int4-g64"))
+
+
 def test_one_column():
     w = np.array([[0.3], [-0.7]], np.float32)
     got, want = (gptq.quantize(w, np.ones((1, 1), np.float32), "int4-row", backend=b) for b in ("numba", "numpy"))
@@ -86,7 +105,8 @@ def test_the_factor():
     np.testing.assert_array_equal(R, np.triu(R))
     damped = H + damp * np.diag(H).mean() * np.eye(300)
     np.testing.assert_allclose(R @ R.T, damped, rtol=0, atol=1e-12 * damped.max())
-    U = invert_upper(R)
+    U = np.array(R, order="C")
+    invert_upper(U)
     np.testing.assert_array_equal(U, np.triu(U))
     np.testing.assert_allclose(U, gptq.inverse_factor(H, 0.01)[0], rtol=0, atol=1e-12 * np.abs(U).max())
 

@@ -11,6 +11,7 @@
     quantize_legacy, quantize_iq, quantize_rounded    the other block formats
     decode        what one block decodes to
     dequantize    every block format
+    gemm          products of whole matrices: prefill, GPTQ
     activations   as whole numbers of 8 bits and of 24
     products      bytes of weights times bytes of activations
     matmul_k, matmul_pairs, matmul_ternary, matmul_iq4_xs    the kernels of the block formats

@@ -8,7 +8,7 @@ matmul with one token reads the 9,437,184: at 18 GB/s 0.52 ms. FP8: 16,777,216 b
 - **FP8 codes** are float32 with fewer bits: shifted into place and multiplied by a power of two, which makes the
   smaller exponents right, and is exact, subnormals included. Encoding is the same backwards, rounding by an addition.
 - **matmul, a token or a few**: decoded in registers, multiplied, and the scale of a group applied to its sum.
-- **matmul, many tokens**: decode a panel of rows, multiply by BLAS.
+- **matmul, many tokens**: decode a panel of rows, multiply it (`gemm`).
 """
 
 import numpy as np
@@ -18,9 +18,10 @@ from refquant.codebooks import NF4
 from refquant.grids import as_grid
 from refquant.quantized import Quantized
 from refquant_kernels.cpu.compile import PRODUCT, aligned, in_pieces, inlined, kernel
+from refquant_kernels.cpu.gemm import by_panels
 from refquant_kernels.cpu.int_grids import PIECE, group_ranges, load_first, store_first
 from refquant_kernels.cpu.machine import pick, prefetch, sum_lanes
-from refquant_kernels.cpu.matmul_grids import PANEL, out_of_order
+from refquant_kernels.cpu.matmul_grids import out_of_order
 from refquant_kernels.cpu.products import FEW
 from refquant_kernels.cpu.simd import (
     LANES,
@@ -48,17 +49,6 @@ def peaks(flat, k, size, rows):
     low, high = (np.empty(rows * -(-k // size), np.float32) for _ in range(2))
     in_pieces(lambda a, b: group_ranges(flat, k, size, a, b, low, high), rows, max(1, PIECE // k))
     return np.abs(np.maximum(-low, high))
-
-
-def panels(tokens, n, decode, out):
-    """Decode some rows at a time with decode(first, last, panel) and let BLAS multiply them."""
-    k = tokens.shape[1]
-    rows = max(1, PANEL // k)
-    panel = np.empty((min(rows, n), k), np.float32)
-    for first in range(0, n, rows):
-        count = min(rows, n - first)
-        decode(first, first + count, panel)
-        np.matmul(tokens, panel[:count].T, out=out[:, first : first + count])
 
 
 # ---- NF4: blocks through the flattened matrix; two codes a byte, the first in the high half
@@ -167,6 +157,9 @@ def prepare_nf4(q):
     n, k = q.shape
     data, scales, block, table = nf4_parts(q)
 
+    def decode(first, last, panel):
+        nf4_decode(data, scales, block, table, first * k // block, last * k // block, panel)
+
     def multiply(x):
         tokens = np.ascontiguousarray(x, np.float32).reshape(-1, k)
         out = np.empty((len(tokens), n), np.float32)
@@ -176,16 +169,7 @@ def prepare_nf4(q):
             ordered = aligned(out_of_order(tokens, 2))
             in_pieces(lambda a, b: nf4_rows(ordered, data, scales, block, table, a, b, out), n, max(1, PRODUCT // k))
         elif len(tokens):
-
-            def decode(first, last, panel):
-                start, flat = first * k // block, panel.reshape(-1)
-
-                def run(a, b):
-                    nf4_decode(data, scales, block, table, start + a, start + b, flat[a * block :])
-
-                in_pieces(run, (last - first) * k // block, max(1, PIECE // block))
-
-            panels(tokens, n, decode, out)
+            by_panels(tokens, n, decode, out)
         return out.reshape(*np.shape(x)[:-1], n)
 
     return multiply
@@ -334,26 +318,20 @@ def prepare_fp8(q):
     data, scales, shared, size, layout = fp8_parts(q)
     n, k = q.shape
 
+    def decode(first, last, panel):
+        fp8_decode(data, scales, shared, k, size, *layout, first, last, panel)
+
     def multiply(x):
         tokens = aligned(np.asarray(x).reshape(-1, k))
         out = np.empty((len(tokens), n), np.float32)
-        if 0 < len(tokens) <= FEW and k % LANES == 0:
+        if 0 < len(tokens) <= FEW // 2 and k % LANES == 0:
 
             def rows(first, last):
                 fp8_rows(tokens, data, scales, shared, size, *layout, first, last, out)
 
             in_pieces(rows, n, max(1, PRODUCT // k))
         elif len(tokens):
-
-            def decode(first, last, panel):
-                flat = panel.reshape(-1)
-
-                def run(a, b):
-                    fp8_decode(data, scales, shared, k, size, *layout, first + a, first + b, flat[a * k :])
-
-                in_pieces(run, last - first, max(1, PIECE // k))
-
-            panels(tokens, n, decode, out)
+            by_panels(tokens, n, decode, out)
         return out.reshape(*np.shape(x)[:-1], n)
 
     return multiply

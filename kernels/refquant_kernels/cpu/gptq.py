@@ -1,11 +1,11 @@
 """gptq on uniform grids: `methods.gptq`, sixteen rows at a time, with one factorization and no inverse.
 
 4096 x 4096 weights, blocks of 128 columns. Must do: 68.7 GFLOP (n k^2) for what the columns owe to those of earlier
-blocks, which are BLAS here as in the reference; 2.1 GFLOP within the blocks, and a division and a rounding per weight;
-for the factor 23 GFLOP (Cholesky, k^3 / 3) in float64. Little to move: H twice, the differences once a block; of H and
-its factor no more copies are made than one, since fresh memory costs as much as the arithmetic on it.
+blocks; 2.1 GFLOP within the blocks, and a division and a rounding per weight; for the factor 23 GFLOP (Cholesky,
+k^3 / 3) in float64. Little to move: H twice, and its factor, packed, once for every 512 rows; no copies are made that
+can be avoided, since fresh memory costs as much as the arithmetic on it.
 
-Three ideas:
+Four ideas:
 
 - **The factor.** The reference follows the paper: invert H by one Cholesky, then factor the inverse by another. With J
   the reversal of order and J H J = L L^T, R = J L J is upper triangular, and::
@@ -19,8 +19,10 @@ Three ideas:
       - E_< U_<B  =  D_< R_<< U_<< R_<B U_BB  =  (D_< R_<B) U_BB
 
   So a block takes what it owes from D and R in a product of n x i and i x 128, when its turn comes; several blocks
-  share the part that is known when the first of them begins, since BLAS is faster with wider products. (Where H is so
+  share the part that is known when the first of them begins, since wider products are faster (`gemm`). (Where H is so
   near singular that the two ways could part, the reference's own function is called.)
+- **No row depends on another.** What all rows need of R is packed once; then a thread takes 512 rows through all
+  columns, and no thread waits for another before the end.
 - **The loop within a block** touches each row by itself. Sixteen rows, one a lane, are transposed into 8 KiB, and all
   of the block's columns are gone through before they leave the cache; NumPy passes over all rows for every column.
 
@@ -28,6 +30,7 @@ In a block every operation is the reference's, rounded alike. The codes differ w
 other blocks decides.
 """
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -35,45 +38,85 @@ import numpy as np
 from refquant import ops
 from refquant.methods import gptq
 from refquant_kernels.cpu.compile import in_pieces, kernel
+from refquant_kernels.cpu.gemm import HAS_TILES, Packed, add_product, pack, pack_transposed
 from refquant_kernels.cpu.int_grids import nearest_code
 from refquant_kernels.cpu.simd import LANES, load, splat, store, to_float
 
-PANEL = 128  # columns of a factor that are finished together
-LEAF = 64  # columns of a triangle that is inverted whole
+PANEL = 128  # columns of a factor that are finished together, of a triangle that is inverted whole
 SPREAD = 1e10  # of the factor's squared diagonal; beyond it the reference's second factorization may fail
-WIDE = 512  # columns for which what they owe to all columns before them is one product
+WIDE = 512  # columns for which what is left of them is one product
+LEAST, MOST = 256, 512  # rows that a thread takes through all columns at once
 
 
-def invert_lower(L: np.ndarray) -> None:
-    """Invert a lower triangle in place, by halves: [[A, 0], [B, C]] has [[A^-1, 0], [-C^-1 B A^-1, C^-1]]."""
-    k, half = len(L), len(L) // 2
-    if k <= LEAF:
-        L[:] = np.tril(np.linalg.inv(L))
+@kernel()
+def factor_square(A):
+    """Turn a symmetric matrix in place into its upper factor, U^T U; return the row that is not positive, or -1."""
+    k = len(A)
+    for j in range(k):
+        row = A[j]
+        if not row[j] > 0:
+            return j
+        size = np.sqrt(row[j])
+        for i in range(k):
+            row[i] = row[i] / size if i >= j else 0
+        for i in range(j + 1, k):
+            other, factor = A[i], row[i]
+            for c in range(i, k):
+                other[c] -= factor * row[c]
+    return -1
+
+
+@kernel()
+def invert_triangle(U):
+    """Turn an upper triangle in place into its inverse X: from the last row up, X_j = (e_j - U_j,> X_>) / U_jj."""
+    k = len(U)
+    row = np.empty(k, U.dtype)
+    for j in range(k - 1, -1, -1):
+        row[:] = 0
+        row[j] = 1
+        for i in range(j + 1, k):
+            other, factor = U[i], U[j, i]
+            for c in range(i, k):
+                row[c] -= factor * other[c]
+        size = U[j, j]
+        for c in range(k):
+            U[j, c] = row[c] / size
+
+
+def invert_upper(U: np.ndarray) -> None:
+    """The same of a larger one, by halves: [[A, B], [0, C]] has [[A^-1, -A^-1 B C^-1], [0, C^-1]]."""
+    k, half = len(U), len(U) // 2
+    if k <= PANEL:
+        invert_triangle(U)
         return
-    invert_lower(L[:half, :half])
-    invert_lower(L[half:, half:])
-    L[half:, :half] = -L[half:, half:] @ (L[half:, :half] @ L[:half, :half])
-
-
-def invert_upper(R: np.ndarray) -> np.ndarray:
-    """Return the inverse of an upper triangle, in float64."""
-    L = np.array(R[::-1, ::-1], order="C")
-    invert_lower(L)
-    return L[::-1, ::-1]
+    invert_upper(U[:half, :half])
+    invert_upper(U[half:, half:])
+    left, corner = np.zeros((half, k - half), U.dtype), U[:half, half:]
+    add_product(left, U[:half, :half], pack(corner, U.dtype), -1)
+    corner[:] = 0
+    add_product(corner, left, pack(U[half:, half:], U.dtype))
 
 
 def cholesky(A: np.ndarray) -> np.ndarray:
     """Turn a symmetric matrix, in place, into its lower factor; raise `LinAlgError` where it is not positive definite.
 
-    Panel after panel, each first rid of what is left of it: nearly all of it is one product each, which BLAS does at
-    twice the speed of LAPACK's factorization as NumPy comes with it.
+    Panel after panel, each first rid of what is left of it: nearly all of it is one product each. LAPACK is not called
+    even for the rest: its threads wait for more to do in a busy loop, and then ours have no core to themselves.
     """
+    below = np.empty((max(0, len(A) - PANEL), min(PANEL, len(A))), A.dtype)
     for j in range(0, len(A), PANEL):
-        panel, diagonal = A[j:, j : j + PANEL], A[j : j + PANEL, j : j + PANEL]
-        panel -= A[j:, :j] @ A[j : j + PANEL, :j].T
-        diagonal[:] = np.linalg.cholesky(diagonal)
-        below = panel[PANEL:]
-        below[:] = below @ np.linalg.inv(diagonal).T
+        add_product(A[j:, j : j + PANEL], A[j:, :j], pack_transposed(A[j : j + PANEL, :j]), -1)
+        U = A[j : j + PANEL, j : j + PANEL].copy()
+        if factor_square(U) >= 0:
+            raise np.linalg.LinAlgError("not positive definite")
+        A[j : j + PANEL, j : j + PANEL] = U.T
+        if j + PANEL < len(A):
+            rest = A[j + PANEL :, j : j + PANEL]
+            solved = below[: len(rest)]
+            solved[:] = rest
+            rest[:] = 0
+            invert_triangle(U)
+            add_product(rest, solved, pack(U, A.dtype))
         A[j : j + PANEL, j + PANEL :] = 0
     return A
 
@@ -90,12 +133,14 @@ def factor(H: np.ndarray, damp: float) -> tuple[np.ndarray, np.ndarray | None, f
     except np.linalg.LinAlgError:
         pass
     U, damp = gptq.inverse_factor(H.astype(np.float64), damp)  # which raises the damping
-    return invert_upper(U), U, damp
+    R = U.copy()
+    invert_upper(R)
+    return R, U, damp
 
 
 @kernel()
-def gptq_columns(W1, U1, scales, zeros, top, start, end, first, last, codes, decoded, Err1):
-    """Columns start .. end - 1 of a block, for groups first .. last - 1 of sixteen rows.
+def gptq_columns(W1, U1, scales, zeros, top, start, end, codes, decoded, Err1):
+    """Columns start .. end - 1 of a block, for sixteen rows at a time.
 
     W1 [n, B] is updated; U1 [B, B]; scales and zeros [end - start, n], a row for each column; codes, decoded
     and Err1, each [n, B], are written. n is a multiple of 16.
@@ -108,8 +153,7 @@ def gptq_columns(W1, U1, scales, zeros, top, start, end, first, last, codes, dec
     code_tile, value_tile, error_tile = (
         np.empty(LANES, np.uint8), np.empty(LANES, np.float32), np.empty(LANES, np.float32),
     )  # fmt: skip
-    for group in range(first, last):
-        row = LANES * group
+    for row in range(0, n, LANES):
         for i in range(start, B):
             for lane in range(LANES):
                 tile[LANES * i + lane] = flat[(row + lane) * B + i]
@@ -133,47 +177,73 @@ def gptq_columns(W1, U1, scales, zeros, top, start, end, first, last, codes, dec
                 flat[(row + lane) * B + i] = tile[LANES * i + lane]
 
 
-@ops.fast_path("gptq", "int", backend="numba")
-def quantize(w, H, grid, block_size, damp, act_order, static_groups, group_params):
-    """The reference's loop (`methods.gptq._quantize`); columns of a block whose parameters are known go in one call."""
-    W, dead = w, np.flatnonzero(np.diag(H) == 0)
-    if dead.size:  # otherwise nothing is copied
-        W, H, dead = gptq.without_dead(w, H)
-    n, k = W.shape
-    group = grid.group_index(k)
-    bounds = np.append(np.flatnonzero(np.diff(group, prepend=-1)), k)
-    fitted = [None] * (len(bounds) - 1)
-    if static_groups:
-        fitted = [grid.fit(W[:, start:end]) for start, end in pairwise(bounds)]
-    order = np.arange(k)
-    if act_order:
-        order = np.argsort(-np.diag(H), kind="stable")
-        W, H = W[:, order], H[order][:, order]
-    if static_groups:
-        group = group[order]
-    R, U, damp = factor(H, damp)
-    rows = -(-n // LANES) * LANES  # W1 and what belongs to it are padded to whole groups of sixteen rows
-    codes, losses, D = np.empty((n, k), np.uint8), np.empty(k), np.empty((n, k), np.float32)
-    top, done = np.float32(grid.max_code), 0
+@dataclass(frozen=True)
+class Step:
+    """A block of columns, i1 .. i2 - 1, and what all rows need for it; its open groups have `width` columns from i1."""
+
+    i1: int
+    i2: int
+    width: int
+    since: int  # columns before it are in `before`, which is shared by the blocks up to column `until`
+    until: int
+    U1: np.ndarray  # float32 [width, width]
+    before: Packed | None  # R[:since, since:until], with the first block of those
+    recent: Packed  # R[since:i1, i1 : i1 + width]
+    own: Packed  # U1
+
+
+def plan(R, U, group, bounds, known: set, block_size: int) -> list[Step]:
+    """The steps, for groups of which some are known before."""
+    k, steps, since, until = len(R), [], 0, 0
     for i1 in range(0, k, block_size):
         i2 = min(i1 + block_size, k)
-        open_groups = [g for g in np.unique(group[i1:i2]) if fitted[g] is None]
-        if i1 == 0 and open_groups:  # nothing has been updated yet
-            fitted[group[0]] = grid.fit(W[:, : bounds[1]])
-            open_groups = [g for g in open_groups if fitted[g] is None]
-        width = max([i2] + [bounds[g + 1] for g in open_groups]) - i1  # the block, and what its groups have after it
-        square = slice(i1, i1 + width), slice(i1, i1 + width)
-        U1 = (invert_upper(R[square]) if U is None else U[square]).astype(np.float32)
-        if i1 + width > done:  # of the next columns, what they owe to all columns before i1
-            since, done = i1, min(k, i1 + max(width, WIDE))
-            panel = np.array(R[:done, since:done], np.float32, order="C")
-            owed = D[:, :i1] @ panel[:i1]
-        here = slice(i1 - since, i1 - since + width)
-        updated = W[:, i1 : i1 + width] + (owed[:, here] + D[:, since:i1] @ panel[since:i1, here]) @ U1
+        if i1 == 0:  # nothing has been updated yet
+            known = known | {group[0]}
+        opened = set(group[i1:i2]) - known
+        known = known | opened
+        width = max([i2] + [bounds[g + 1] for g in opened]) - i1
+        starts = i1 + width > until
+        if starts:
+            since, until = i1, min(k, i1 + max(width, WIDE))
+        steps.append((i1, i2, width, since, until, starts))
+
+    def fill(first, last):
+        for at in range(first, last):
+            i1, i2, width, since, until, starts = steps[at]
+            square = slice(i1, i1 + width), slice(i1, i1 + width)
+            if U is None:
+                U1 = np.array(R[square], order="C")
+                invert_upper(U1)
+                U1 = U1.astype(np.float32)
+            else:
+                U1 = U[square].astype(np.float32)
+            before = pack(R[:since, since:until], np.float32) if starts else None
+            recent = pack(R[since:i1, i1 : i1 + width], np.float32)
+            steps[at] = Step(i1, i2, width, since, until, U1, before, recent, pack(U1, np.float32))
+
+    in_pieces(fill, len(steps), 1)
+    return steps
+
+
+def go_through(W, grid, steps, group, bounds, fitted, fresh, codes):
+    """All columns of some rows, W [n, k], whose codes are written; return (losses [k], scales and zeros [n, G])."""
+    n, k = W.shape
+    rows = -(-n // LANES) * LANES  # W1 and what belongs to it are padded to whole groups of sixteen rows
+    D, losses, top = np.empty((n, k), np.float32), np.empty(k), np.float32(grid.max_code)
+    W1, Err1, decoded = (np.zeros((rows, steps[0].i2), np.float32) for _ in range(3))
+    block_codes = np.empty(W1.shape, np.uint8)
+    for step in steps:
+        i1, i2, U1 = step.i1, step.i2, step.U1
+        if step.before is not None:  # of the next columns, what they owe to all columns before i1
+            owed = np.zeros((n, step.until - i1), np.float32)
+            add_product(owed, D[:, :i1], step.before, threads=False)
+        here = slice(i1 - step.since, i1 - step.since + step.width)
+        owed_here, updated = owed[:, here].copy(), W[:, i1 : i1 + step.width].copy()
+        add_product(owed_here, D[:, step.since : i1], step.recent, threads=False)
+        add_product(updated, owed_here, step.own, threads=False)
         B = i2 - i1
-        if i1 == 0 or B < block_size:
-            W1, Err1 = np.zeros((rows, B), np.float32), np.zeros((rows, B), np.float32)
-            block_codes, decoded = np.empty((rows, B), np.uint8), np.empty((rows, B), np.float32)
+        if B < W1.shape[1]:  # the last
+            W1, Err1, decoded, block_codes = (np.ascontiguousarray(a[:, :B]) for a in (W1, Err1, decoded, block_codes))
         W1[:n] = updated[:, :B]
         U_block = np.ascontiguousarray(U1[:B, :B])
         j = i1
@@ -181,8 +251,9 @@ def quantize(w, H, grid, block_size, damp, act_order, static_groups, group_param
             if fitted[group[j]] is None:
                 first, end = j - i1, bounds[group[j] + 1] - i1
                 Wg = updated[:, first:end]
-                if group_params == "fresh":
-                    Wg = Wg - Err1[:n, :first] @ U1[:first, first:end]
+                if fresh and first:
+                    Wg = Wg.copy()
+                    add_product(Wg, Err1[:n, :first], pack(U1[:first, first:end], np.float32), -1, threads=False)
                 fitted[group[j]] = grid.fit(Wg)
             until = j  # the columns from j on whose parameters are known
             while until < i2 and fitted[group[until]] is not None:
@@ -191,16 +262,52 @@ def quantize(w, H, grid, block_size, damp, act_order, static_groups, group_param
             for g in np.unique(group[j:until]):
                 params[:, group[j:until] == g, :n] = np.array(fitted[g])[:, None]
             scales, zeros = params.reshape(2, -1)
-
-            def run(first, last, start=j - i1, end=until - i1, scales=scales, zeros=zeros):
-                gptq_columns(W1, U_block, scales, zeros, top, start, end, first, last, block_codes, decoded, Err1)  # noqa: B023
-
-            in_pieces(run, rows // LANES, 8)
+            gptq_columns(W1, U_block, scales, zeros, top, j - i1, until - i1, block_codes, decoded, Err1)
             j = until
-        codes[:, i1:i2], D[:, i1:i2] = block_codes[:n], W[:, i1:i2] - decoded[:n]
+        codes[:, i1:i2] = block_codes[:n]
+        np.subtract(W[:, i1:i2], decoded[:n], out=D[:, i1:i2])
         losses[i1:i2] = 0.5 * np.square(Err1[:n], dtype=np.float64).sum(axis=0)
+    return losses, *(np.stack(each, axis=1) for each in zip(*fitted, strict=True))
 
+
+@ops.fast_path("gptq", "int", backend="numba")
+def quantize(w, H, grid, block_size, damp, act_order, static_groups, group_params):
+    """The reference's loop (`methods.gptq._quantize`), for some rows after the other: none depends on another."""
+    W, dead = w, np.flatnonzero(np.diag(H) == 0)
+    if dead.size:  # otherwise nothing is copied
+        W, H, dead = gptq.without_dead(w, H)
+    n, k = W.shape
+    group = grid.group_index(k)
+    bounds = np.append(np.flatnonzero(np.diff(group, prepend=-1)), k)
+    order, slots = np.arange(k), group
+    if act_order:
+        order = np.argsort(-np.diag(H), kind="stable")
+        H = H[order][:, order]
+    if static_groups:
+        slots = group[order]
+    R, U, damp = factor(H, damp)
+    steps = plan(R, U, slots, bounds, set(group) if static_groups else set(), block_size)
+    size = -(-min(MOST, max(LEAST, -(-n // 8))) // LANES) * LANES  # not a matter of the threads: losses are sums
+    codes, results = np.empty((n, k), np.uint8), [None] * -(-n // size)
+
+    def run(first, last):
+        for at in range(first, last):
+            part = slice(size * at, size * at + size)
+            rows, fitted = W[part], [None] * (len(bounds) - 1)
+            if static_groups:
+                fitted = [grid.fit(rows[:, start:end]) for start, end in pairwise(bounds)]
+            if act_order:
+                rows = rows[:, order]
+            if not static_groups:
+                fitted[slots[0]] = grid.fit(rows[:, : bounds[1]])  # nothing has been updated yet
+            results[at] = go_through(rows, grid, steps, slots, bounds, fitted, group_params == "fresh", codes[part])
+
+    if HAS_TILES:
+        in_pieces(run, len(results), 1)
+    else:
+        run(0, len(results))  # BLAS has threads of its own
     back = np.argsort(order)
-    params = (np.stack(each, axis=1) for each in zip(*fitted, strict=True))
-    fields = grid.fields(codes[:, back] if act_order else codes, *params, g_idx=group[back])
-    return gptq.Result(ops.pack(fields, grid.name, (n, k)), losses[back], damp, dead)
+    losses, scales, zeros = zip(*results, strict=True)
+    params = np.concatenate(scales), np.concatenate(zeros)
+    fields = grid.fields(codes[:, back] if act_order else codes, *params, g_idx=slots[back])
+    return gptq.Result(ops.pack(fields, grid.name, (n, k)), sum(losses)[back], damp, dead)

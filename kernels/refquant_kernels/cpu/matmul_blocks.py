@@ -7,8 +7,7 @@ them: the memory is the floor of a large matrix, if enough of it is asked for in
 - **A token or a few**: of most formats products of bytes, with the activations as three of them (`products`). Of Q8_0,
   IQ4_NL, IQ4_XS, F16 and BF16, every row is decoded in registers, never stored, and multiplied at once. The one idea
   besides: a prefetch 4 KiB ahead in the stream of blocks. The processor's own prefetcher stops at every page of 4 KiB.
-- **Many** (prefill): a panel of rows is decoded, small enough to stay in the cache, and multiplied by BLAS, which then
-  does nearly all the work.
+- **Many** (prefill): a panel of rows is decoded, small enough to stay in the cache, and multiplied (`gemm`).
 
 A row is summed by one thread, in an order that depends on nothing but its width. Sums run in 32 lanes, each of them
 short, so the error is below that of a plain loop.
@@ -20,14 +19,12 @@ from refquant import ops
 from refquant_kernels.cpu.compile import PRODUCT, aligned, in_pieces, specialized
 from refquant_kernels.cpu.decode import DECODERS
 from refquant_kernels.cpu.dequantize import KERNELS
+from refquant_kernels.cpu.gemm import by_panels
 from refquant_kernels.cpu.machine import prefetch, sum_lanes
 from refquant_kernels.cpu.matmul_int8 import PRODUCTS
 from refquant_kernels.cpu.matmul_iq4_xs import FLOAT32, arranged
 from refquant_kernels.cpu.products import AHEAD, FEW
 from refquant_kernels.cpu.simd import LANES, fma, load, splat
-
-PIECE = 1 << 16  # weights to decode that are worth handing to another thread
-PANEL = 1 << 19  # weights decoded for one call of BLAS: 2 MB
 
 size, record, head, weights = None, None, None, None  # given by `specialized`, for each format
 
@@ -63,7 +60,10 @@ def _register(name):
     def prepare(q):
         """Return matmul as a function of x [..., k] alone: float32 [..., n]."""
         n, k = q.shape
-        data = np.ascontiguousarray(q.arrays["blocks"]).reshape(-1)
+        data, row_bytes = np.ascontiguousarray(q.arrays["blocks"]).reshape(-1), k // block * itemsize
+
+        def decode(first, last, panel):
+            KERNELS[name](data[first * row_bytes : last * row_bytes], 0, (last - first) * k // block, panel)
 
         def multiply(x):
             tokens = np.ascontiguousarray(x, np.float32).reshape(-1, k)
@@ -75,7 +75,7 @@ def _register(name):
                 given, least = arrange(tokens), max(1, PRODUCT // k)
                 in_pieces(lambda first, last: kernel(given, data, k // block, first, last, out), n, least)
             elif m and not (m <= FEW and product.rows(tokens, data, out, digits=3)):
-                by_panels(tokens, data, KERNELS[name], block, out)
+                by_panels(tokens, n, decode, out)
             return out.reshape(*np.shape(x)[:-1], n)
 
         return multiply
@@ -86,21 +86,6 @@ def _register(name):
         return prepare(q)(x)
 
     ops.find_op("matmul", name).prepare["numba"] = prepare
-
-
-def by_panels(tokens, data, decode, block, out):
-    """Decode some rows at a time and let BLAS multiply them."""
-    (_, k), n = tokens.shape, out.shape[1]
-    rows = max(1, PANEL // k)
-    panel = np.empty((min(rows, n), k), np.float32)
-    for first in range(0, n, rows):
-        count = min(rows, n - first)
-        bytes_a_row = data.size // n
-        part = data[first * bytes_a_row : (first + count) * bytes_a_row]
-        in_pieces(
-            lambda a, b, part=part: decode(part, a, b, panel.reshape(-1)), count * k // block, max(1, PIECE // block)
-        )
-        np.matmul(tokens, panel[:count].T, out=out[:, first : first + count])
 
 
 for _name in DECODERS:

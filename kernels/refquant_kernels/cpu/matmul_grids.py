@@ -12,7 +12,7 @@ three; a conversion, a multiplication and addition: less than any block format n
   (`products`). Others: codes that share a byte are neighbours in the row, so a vector of bytes gives every second code
   with one shift. Instead of putting them in order, the activations are put out of order, once. Codes of 3 bits come
   from two words, sixteen at a time.
-- **matmul, many tokens**: decode a panel of rows, multiply by BLAS.
+- **matmul, many tokens**: decode a panel of rows, multiply it (`gemm`).
 
 The zero-point meets the sum of the group's decoded activations, once a group: minus zero * sum(x). The scales of a row
 come first, sixteen groups at a time where they can; then all its runs in one flat loop, whose body is 21 instructions
@@ -28,7 +28,8 @@ from refquant.grids import as_grid
 from refquant_kernels.cpu.activations import IN_ORDER, add_groups, in_order, rounded, starts_of, well_rounded
 from refquant_kernels.cpu.compile import PRODUCT, aligned, aligned_empty, in_pieces, inlined, specialized
 from refquant_kernels.cpu.decode import four_bits_minus_8, sixteen_halves, two_bits_minus_2
-from refquant_kernels.cpu.int_grids import PIECE, as_stored, decode_rows, scale_at, zero_at
+from refquant_kernels.cpu.gemm import by_panels
+from refquant_kernels.cpu.int_grids import as_stored, decode_rows, scale_at, zero_at
 from refquant_kernels.cpu.machine import (
     SIGNED_EXCESS,
     dot_bytes,
@@ -53,7 +54,6 @@ from refquant_kernels.cpu.simd import (
     to_float,
 )
 
-PANEL = 1 << 19  # weights decoded for one call of BLAS: 2 MB
 BITS, RUN, DIGITS = None, None, None  # given by `specialized`
 TURN = -0x7F7F_7F80  # turns the highest bit of each byte: 0..255 becomes -128..127
 EVEN_FIRST = {run: np.arange(run).reshape(-1, 2).T.reshape(-1) for run in (64, 128)}  # as the halves of bytes come
@@ -237,6 +237,9 @@ def prepare(q):
     in_bytes = in_registers and bits == 4 and size % 64 == 0 and k % 64 == 0
     dot, planes = DOT_ROWS.get(bits), 1 if bits == 3 else 8 // bits
 
+    def decode(first, last, panel):
+        decode_rows(codes, scales, width, zeros, g_idx, k, size, bits, first, last, panel, first)
+
     def multiply(x):
         tokens = np.ascontiguousarray(x, np.float32).reshape(-1, k)
         m = len(tokens)
@@ -250,17 +253,7 @@ def prepare(q):
                 lambda a, b: dot(ordered, sums, codes, scales, width, zeros, size, a, b, out), n, max(1, PRODUCT // k)
             )
         elif m:
-            rows = max(1, PANEL // k)
-            panel = np.empty((min(rows, n), k), np.float32)
-            flat = panel.reshape(-1)
-            for first in range(0, n, rows):
-                count = min(rows, n - first)
-
-                def decode(a, b, first=first):
-                    decode_rows(codes, scales, width, zeros, g_idx, k, size, bits, first + a, first + b, flat, first)
-
-                in_pieces(decode, count, max(1, PIECE // k))
-                np.matmul(tokens, panel[:count].T, out=out[:, first : first + count])
+            by_panels(tokens, n, decode, out)
         return out.reshape(*np.shape(x)[:-1], n)
 
     return multiply

@@ -31,7 +31,7 @@ from refquant_kernels.cpu.simd import lane_numbers, select, splat_int
 
 AHEAD = 4096  # bytes
 NIBBLES, TWO_BITS = 0x0F0F_0F0F, 0x0303_0303  # masks: so many bits of each byte
-FEW = 4  # tokens up to which `matmul` goes row by row, for each of them
+FEW = 8  # tokens up to which `matmul` goes row by row, for each of them
 
 
 @inlined

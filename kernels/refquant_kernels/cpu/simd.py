@@ -163,7 +163,7 @@ def _function(result, arguments, build):
             lambda context, builder, sig, values: build(context, builder, sig, *values)
         )
 
-    names = ["typingctx", *"abcdef"[: len(arguments)]]  # Numba wants a name for each
+    names = ["typingctx", *"abcdefgh"[: len(arguments)]]  # Numba wants a name for each
     typed.__signature__ = Signature([Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names])
     return intrinsic(typed)
 

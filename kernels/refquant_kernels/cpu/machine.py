@@ -345,6 +345,55 @@ The table has sixteen bytes, four times over.
 """
 
 
+HAS_BYTE_TABLES = "avx512vbmi" in features()
+
+
+def _bytes_times(high):
+    """Build from the products of the even bytes, 16 bits each, and of the odd ones."""
+
+    def build(context, builder, sig, a, factor):
+        a, word = _as(builder, a, 8), ir.VectorType(ir.IntType(16), 32)
+        factor, byte = builder.and_(factor, ir.Constant(ir.IntType(32), 127)), ir.Constant(ir.IntType(32), 8)
+
+        def product(number):
+            one = builder.insert_element(_number(_as(builder, a, 32), 0), number, ir.Constant(ir.IntType(32), 0))
+            pair = builder.shuffle_vector(one, one, _lanes([0] * LANES))
+            pair = builder.or_(pair, builder.shl(pair, _number(pair, 16)))
+            return _call(builder, "llvm.x86.avx512.pmaddubs.w.512", word, a, _as(builder, pair, 8))
+
+        even, odd = product(factor), product(builder.shl(factor, byte))
+        if high:
+            both = builder.or_(
+                builder.lshr(even, _number(even, 8)), builder.and_(odd, ir.Constant(word, [-256] * 32))
+            )
+        else:
+            both = builder.or_(builder.and_(even, _number(even, 255)), builder.shl(odd, _number(odd, 8)))
+        return _as(builder, both, 32)
+
+    return _function(I, [I, types.int32], build)
+
+
+bytes_times_high, bytes_times_low = _bytes_times(high=True), _bytes_times(high=False)
+bytes_times_high.__doc__ = """bytes_times_high(I, factor) -> I: the upper 8 bits of each byte times 1..127; AVX-512."""
+bytes_times_low.__doc__ = """bytes_times_low(I, factor) -> I: the lower 8 bits of the same."""
+byte_of_64 = _function(
+    I,
+    [I, I],
+    lambda context, builder, sig, table, index: _as(
+        builder,
+        _call(
+            builder,
+            "llvm.x86.avx512.permvar.qi.512",
+            ir.VectorType(ir.IntType(8), 64),
+            _as(builder, table, 8),
+            _as(builder, index, 8),
+        ),
+        32,
+    ),
+)
+byte_of_64.__doc__ = """byte_of_64(table, I) -> I: for each byte that one of 64 in a table; only where HAS_BYTE_TABLES."""
+
+
 def _bytes_above(limit):
     def build(context, builder, sig, a):
         a = _as(builder, a, 8)

@@ -14,8 +14,12 @@ from refquant_kernels.cpu.activations import in_order, starts_of
 from refquant_kernels.cpu.compile import inlined, specialized
 from refquant_kernels.cpu.decode import half
 from refquant_kernels.cpu.machine import (
+    HAS_BYTE_TABLES,
     above_85,
     above_170,
+    byte_of_64,
+    bytes_times_high,
+    bytes_times_low,
     dot_bytes,
     load_52,
     load_words,
@@ -43,9 +47,27 @@ def trits(data):
     return above_85(data) + above_170(data)
 
 
+# With VBMI: three trits of a byte are byte * 27 / 256, a number below 27, of which tables know the first, the second and
+# the third; and what is left, times 9, has two more.
+THREE, TWO = np.arange(64) % 27, np.arange(64) % 9
+OF_THREE = [(THREE // power % 3).astype(np.uint8) for power in (9, 3, 1)]
+OF_TWO = [(TWO // power % 3).astype(np.uint8) for power in (3, 1)]
+FIRST, SECOND, THIRD = OF_THREE
+FOURTH, FIFTH = OF_TWO
+
+
 @inlined
 def codes_tq1_0(blocks, at):
     a = load_52(blocks, at, at + 32, at + 48)
+    if HAS_BYTE_TABLES:
+        three, two = bytes_times_high(a, 27), bytes_times_high(bytes_times_low(a, 27), 9)
+        return (
+            byte_of_64(load_words(FIRST, 0), three),
+            byte_of_64(load_words(SECOND, 0), three),
+            byte_of_64(load_words(THIRD, 0), three),
+            byte_of_64(load_words(FOURTH, 0), two),
+            byte_of_64(load_words(FIFTH, 0), two),
+        )
     b = triple_bytes(a)
     c = triple_bytes(b)
     d = triple_bytes(c)

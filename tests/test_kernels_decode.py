@@ -193,7 +193,7 @@ def test_nan_and_infinity_in_activations_are_not_hidden(name):
 
 # ---- activations of 24 bits
 
-IN_THREE_BYTES = ["Q4_1", "Q5_0", "MXFP4", "Q2_K", "Q6_K", "TQ1_0", "TQ2_0", "int4-g128", "int4-row"]
+IN_THREE_BYTES = ["Q8_0", "IQ4_NL", "Q4_1", "Q5_0", "MXFP4", "Q2_K", "Q6_K", "TQ1_0", "TQ2_0", "int4-g128", "int4-row"]
 
 
 @pytest.mark.parametrize("name", IN_THREE_BYTES)

@@ -170,7 +170,7 @@ from refquant_kernels.cpu import machine
 rng = np.random.default_rng(72)
 w, x = rng.standard_normal((9, 512)).astype("f"), rng.standard_normal((1, 512)).astype("f")
 digest, products = hashlib.sha256(), []
-for name in ("Q4_0", "Q5_1", "Q4_K", "IQ4_NL", "TQ2_0", "int4-g128"):
+for name in ("Q4_0", "Q5_1", "Q8_0", "Q4_K", "IQ4_NL", "TQ1_0", "TQ2_0", "int4-g128"):
     q = rq.quantize(w, name, backend="numpy" if name == "Q4_K" else "numba")
     digest.update(b"".join(a.tobytes() for a in q.arrays.values()) + rq.dequantize(q, backend="numba").tobytes())
     products.append(rq.matmul(x, q, backend="numba") - x @ rq.dequantize(q).T)

@@ -92,6 +92,7 @@ HAS_TABLE = HAS_PICK or "avx2" in features()  # where `pick` is quicker than a s
 
 HAS_VNNI = "avx512vnni" in features()
 SIGNED_EXCESS = 128 if HAS_VNNI else 0
+TURN = -0x7F7F_7F80  # turns the highest bit of each byte: 0..255 becomes -128..127, and back
 
 
 def _number(a, value):
@@ -146,7 +147,7 @@ dot_bytes.__doc__ = (
 
 def _dot_signed(context, builder, sig, total, a, b):
     if HAS_VNNI:  # which multiplies unsigned with signed bytes only
-        return _dot_bytes(context, builder, sig, total, builder.xor(a, _number(a, -0x7F7F_7F80)), b)
+        return _dot_bytes(context, builder, sig, total, builder.xor(a, _number(a, TURN)), b)
     if "avx2" in features():
 
         def eight(builder, total, a, b):
@@ -363,9 +364,7 @@ def _bytes_times(high):
 
         even, odd = product(factor), product(builder.shl(factor, byte))
         if high:
-            both = builder.or_(
-                builder.lshr(even, _number(even, 8)), builder.and_(odd, ir.Constant(word, [-256] * 32))
-            )
+            both = builder.or_(builder.lshr(even, _number(even, 8)), builder.and_(odd, ir.Constant(word, [-256] * 32)))
         else:
             both = builder.or_(builder.and_(even, _number(even, 255)), builder.shl(odd, _number(odd, 8)))
         return _as(builder, both, 32)
@@ -391,7 +390,9 @@ byte_of_64 = _function(
         32,
     ),
 )
-byte_of_64.__doc__ = """byte_of_64(table, I) -> I: for each byte that one of 64 in a table; only where HAS_BYTE_TABLES."""
+byte_of_64.__doc__ = (
+    """byte_of_64(table, I) -> I: for each byte that entry, modulo 64, of a table; where HAS_BYTE_TABLES."""
+)
 
 
 def _bytes_above(limit):
@@ -501,6 +502,14 @@ word_at = _function(
     lambda context, builder, sig, array, index: _scalar_at(context, builder, sig.args[0], array, index, ir.IntType(32)),
 )
 word_at.__doc__ = """word_at(bytes, i) -> uint32 of the four bytes from byte i, little-endian."""
+
+
+byte_at = _function(
+    types.uint8,
+    [None, types.intp],
+    lambda context, builder, sig, array, index: _scalar_at(context, builder, sig.args[0], array, index, ir.IntType(8)),
+)
+byte_at.__doc__ = """byte_at(bytes, i) -> uint8; bytes[i] would first ask whether i counts from the end."""
 
 
 def _as_float(context, builder, sig, a):

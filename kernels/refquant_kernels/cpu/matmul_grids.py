@@ -32,6 +32,7 @@ from refquant_kernels.cpu.gemm import by_panels
 from refquant_kernels.cpu.int_grids import as_stored, decode_rows, scale_at, zero_at
 from refquant_kernels.cpu.machine import (
     SIGNED_EXCESS,
+    TURN,
     dot_bytes,
     dot_signed,
     load_words,
@@ -55,7 +56,6 @@ from refquant_kernels.cpu.simd import (
 )
 
 BITS, RUN, DIGITS = None, None, None  # given by `specialized`
-TURN = -0x7F7F_7F80  # turns the highest bit of each byte: 0..255 becomes -128..127
 EVEN_FIRST = {run: np.arange(run).reshape(-1, 2).T.reshape(-1) for run in (64, 128)}  # as the halves of bytes come
 STEP = {2: 64, 3: 16, 4: 32, 8: 16}  # codes that `_dot_rows` takes at a time
 

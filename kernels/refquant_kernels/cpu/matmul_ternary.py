@@ -2,7 +2,7 @@
 
 Must move, 4096 x 4096 weights of TQ2_0: 4,325,376 bytes: at 18 GB/s 0.24 ms. Must do, for 256 weights: 7 operations for
 the codes, 4 for their products with activations of one byte, 14 of three, a conversion, a multiplication: the memory is
-the floor. TQ1_0 has 20 more, to take its trits out of the bytes.
+the floor. TQ1_0 has 15 more with VBMI, otherwise 33, to take its trits out of the bytes.
 
 The idea: since all of a block has one scale, all of it is one sum of integers, and the bytes of the activations are put
 together once for 256 weights.
@@ -47,8 +47,8 @@ def trits(data):
     return above_85(data) + above_170(data)
 
 
-# With VBMI: three trits of a byte are byte * 27 / 256, a number below 27, of which tables know the first, the second and
-# the third; and what is left, times 9, has two more.
+# With VBMI: three trits of a byte are byte * 27 / 256, a number below 27, of which tables know the first, the second,
+# the third; what is left of the product, the lower 8 bits, times 9 has two more.
 THREE, TWO = np.arange(64) % 27, np.arange(64) % 9
 OF_THREE = [(THREE // power % 3).astype(np.uint8) for power in (9, 3, 1)]
 OF_TWO = [(TWO // power % 3).astype(np.uint8) for power in (3, 1)]

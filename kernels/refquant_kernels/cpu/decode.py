@@ -1,6 +1,6 @@
 """What one block decodes to: for every block format, `head` and `weights`, from which all decoding kernels are made.
 
-    head(blocks, at)                  the block's scales, as a tuple of float32: read once a block
+    head(blocks, at)                  the block's scales, as a tuple of vectors: read once a block
     weights(blocks, at, head, j)      weights 32 j .. 32 j + 31 of the block at byte `at`: two vectors of sixteen
 
 The layouts are told in `formats.gguf_blocks`; the roundings are those of ggml's C code, in its order, so the weights
@@ -25,6 +25,7 @@ from refquant_kernels.cpu.machine import (
     in_front,
     load_float16,
     pick,
+    splat_half_at,
     word_at,
 )
 from refquant_kernels.cpu.simd import (
@@ -56,6 +57,12 @@ def half(blocks, at):
     else:
         value = float_of_bits(rest) * TWO_112
     return -value if bits & u32(0x8000) else value
+
+
+@inlined
+def splat_half(blocks, at):
+    """F: `half` in every lane."""
+    return splat_half_at(blocks, at) if HAS_HALF else splat(half(blocks, at))
 
 
 @inlined
@@ -132,7 +139,7 @@ def six_bits_minus_32(low, high):
 @inlined
 def head_d(blocks, at):
     """Formats that begin with d."""
-    return (half(blocks, at),)
+    return (splat_half(blocks, at),)
 
 
 # ---- Q4_0 Q4_1 Q5_0 Q5_1 Q8_0
@@ -147,39 +154,39 @@ def fifth_bits(blocks, at):
 
 @inlined
 def weights_q4_0(blocks, at, head, j):
-    codes, d = load(blocks, at + 2), splat(head[0])
+    codes, d = load(blocks, at + 2), head[0]
     return d * four_bits_minus_8(codes), d * four_bits_minus_8(codes >> 4)
 
 
 @inlined
 def head_d_m(blocks, at):
     """Formats that begin with d and a minimum."""
-    return half(blocks, at), half(blocks, at + 2)
+    return splat_half(blocks, at), splat_half(blocks, at + 2)
 
 
 @inlined
 def weights_q4_1(blocks, at, head, j):
-    codes, d, m = load(blocks, at + 4), splat(head[0]), splat(head[1])
+    codes, d, m = load(blocks, at + 4), head[0], head[1]
     return d * four_bits(codes) + m, d * four_bits(codes >> 4) + m
 
 
 @inlined
 def weights_q5_0(blocks, at, head, j):
-    codes, d = load(blocks, at + 6), splat(head[0])
+    codes, d = load(blocks, at + 6), head[0]
     low, high = fifth_bits(blocks, at + 2)
     return d * (five_bits(codes, low) - 16.0), d * (five_bits(codes >> 4, high) - 16.0)
 
 
 @inlined
 def weights_q5_1(blocks, at, head, j):
-    codes, d, m = load(blocks, at + 8), splat(head[0]), splat(head[1])
+    codes, d, m = load(blocks, at + 8), head[0], head[1]
     low, high = fifth_bits(blocks, at + 4)
     return d * five_bits(codes, low) + m, d * five_bits(codes >> 4, high) + m
 
 
 @inlined
 def weights_q8_0(blocks, at, head, j):
-    d = splat(head[0])
+    d = head[0]
     return d * to_float(load_signed(blocks, at + 2)), d * to_float(load_signed(blocks, at + 18))
 
 
@@ -188,21 +195,21 @@ def weights_q8_0(blocks, at, head, j):
 
 @inlined
 def head_q2_k(blocks, at):
-    return half(blocks, at + 80), half(blocks, at + 82)
+    return splat_half(blocks, at + 80), splat_half(blocks, at + 82)
 
 
 @inlined
 def weights_q2_k(blocks, at, head, j):
     byte, shift = at + 16 + 32 * (j // 4), 2 * (j % 4)
     s, t = blocks[at + 2 * j], blocks[at + 2 * j + 1]
-    a = splat(head[0] * f32(s & 15)) * two_bits(load(blocks, byte) >> shift) - splat(head[1] * f32(s >> 4))
-    b = splat(head[0] * f32(t & 15)) * two_bits(load(blocks, byte + 16) >> shift) - splat(head[1] * f32(t >> 4))
+    a = head[0] * splat(f32(s & 15)) * two_bits(load(blocks, byte) >> shift) - head[1] * splat(f32(s >> 4))
+    b = head[0] * splat(f32(t & 15)) * two_bits(load(blocks, byte + 16) >> shift) - head[1] * splat(f32(t >> 4))
     return a, b
 
 
 @inlined
 def head_q3_k(blocks, at):
-    return (half(blocks, at + 108),)
+    return (splat_half(blocks, at + 108),)
 
 
 @inlined
@@ -216,7 +223,7 @@ def weights_q3_k(blocks, at, head, j):
     byte, shift = at + 32 + 32 * (j // 4), 2 * (j % 4)
     low = ((load(blocks, byte) >> shift) & 3) | (((load(blocks, at) >> j) & 1) << 2)
     high = ((load(blocks, byte + 16) >> shift) & 3) | (((load(blocks, at + 16) >> j) & 1) << 2)
-    a, b = splat(head[0] * scale_q3_k(blocks, at, 2 * j)), splat(head[0] * scale_q3_k(blocks, at, 2 * j + 1))
+    a, b = head[0] * splat(scale_q3_k(blocks, at, 2 * j)), head[0] * splat(scale_q3_k(blocks, at, 2 * j + 1))
     return a * to_float(low - 4), b * to_float(high - 4)
 
 
@@ -233,7 +240,7 @@ def six_bits(blocks, at, j):
 def weights_q4_k(blocks, at, head, j):
     byte, shift = at + 16 + 32 * (j // 2), 4 * (j % 2)
     s, m = six_bits(blocks, at + 4, j)
-    scale, minimum = splat(head[0] * f32(s)), splat(head[1] * f32(m))
+    scale, minimum = head[0] * splat(f32(s)), head[1] * splat(f32(m))
     low, high = four_bits(load(blocks, byte) >> shift), four_bits(load(blocks, byte + 16) >> shift)
     return scale * low - minimum, scale * high - minimum
 
@@ -242,7 +249,7 @@ def weights_q4_k(blocks, at, head, j):
 def weights_q5_k(blocks, at, head, j):
     byte, shift = at + 48 + 32 * (j // 2), 4 * (j % 2)
     s, m = six_bits(blocks, at + 4, j)
-    scale, minimum = splat(head[0] * f32(s)), splat(head[1] * f32(m))
+    scale, minimum = head[0] * splat(f32(s)), head[1] * splat(f32(m))
     low = five_bits(load(blocks, byte) >> shift, load(blocks, at + 16) >> j)
     high = five_bits(load(blocks, byte + 16) >> shift, load(blocks, at + 32) >> j)
     return scale * low - minimum, scale * high - minimum
@@ -250,7 +257,7 @@ def weights_q5_k(blocks, at, head, j):
 
 @inlined
 def head_q6_k(blocks, at):
-    return (half(blocks, at + 208),)
+    return (splat_half(blocks, at + 208),)
 
 
 @inlined
@@ -259,8 +266,8 @@ def weights_q6_k(blocks, at, head, j):
     top, upper = at + 128 + 32 * (j // 4), 2 * (j % 4)
     low = six_bits_minus_32(load(blocks, byte) >> shift, load(blocks, top) >> upper)
     high = six_bits_minus_32(load(blocks, byte + 16) >> shift, load(blocks, top + 16) >> upper)
-    a = splat(head[0] * f32(np.int8(blocks[at + 192 + 2 * j])))
-    b = splat(head[0] * f32(np.int8(blocks[at + 193 + 2 * j])))
+    a = head[0] * splat(f32(np.int8(blocks[at + 192 + 2 * j])))
+    b = head[0] * splat(f32(np.int8(blocks[at + 193 + 2 * j])))
     return a * low, b * high
 
 
@@ -287,7 +294,7 @@ def look_up(table, words, codes):
 
 @inlined
 def weights_iq4_nl(blocks, at, head, j):
-    codes, d = load(blocks, at + 2), splat(head[0])
+    codes, d = load(blocks, at + 2), head[0]
     return d * look_up(IQ4, IQ4_WORDS, codes), d * look_up(IQ4, IQ4_WORDS, codes >> 4)
 
 
@@ -296,19 +303,19 @@ def weights_iq4_xs(blocks, at, head, j):
     codes = load(blocks, at + 8 + 16 * j)
     low = blocks[at + 4 + j // 2] >> (4 * (j % 2)) & 15
     high = blocks[at + 2 + j // 4] >> (2 * (j % 4)) & 3
-    scale = splat(head[0] * f32(np.int32(low | high << 4) - 32))
+    scale = head[0] * splat(f32(np.int32(low | high << 4) - 32))
     return scale * look_up(IQ4, IQ4_WORDS, codes), scale * look_up(IQ4, IQ4_WORDS, codes >> 4)
 
 
 @inlined
 def head_mxfp4(blocks, at):
     e = u32(blocks[at])
-    return (float_of_bits(u32(0x0020_0000) << e if e < 2 else (e - u32(1)) << u32(23)),)
+    return (splat(float_of_bits(u32(0x0020_0000) << e if e < 2 else (e - u32(1)) << u32(23))),)
 
 
 @inlined
 def weights_mxfp4(blocks, at, head, j):
-    codes, d = load(blocks, at + 1), splat(head[0])
+    codes, d = load(blocks, at + 1), head[0]
     return d * look_up(E2M1, E2M1_WORDS, codes), d * look_up(E2M1, E2M1_WORDS, codes >> 4)
 
 
@@ -317,7 +324,7 @@ def weights_mxfp4(blocks, at, head, j):
 
 @inlined
 def head_tq1_0(blocks, at):
-    return (half(blocks, at + 52),)
+    return (splat_half(blocks, at + 52),)
 
 
 @inlined
@@ -329,7 +336,7 @@ def trits(data, t):
 
 @inlined
 def weights_tq1_0(blocks, at, head, j):
-    d = splat(head[0])
+    d = head[0]
     if j < 5:
         return d * trits(load(blocks, at), j), d * trits(load(blocks, at + 16), j)
     data = load(blocks, at + 32)
@@ -346,12 +353,12 @@ def weights_tq1_0(blocks, at, head, j):
 
 @inlined
 def head_tq2_0(blocks, at):
-    return (half(blocks, at + 64),)
+    return (splat_half(blocks, at + 64),)
 
 
 @inlined
 def weights_tq2_0(blocks, at, head, j):
-    byte, shift, d = at + 32 * (j // 4), 2 * (j % 4), splat(head[0])
+    byte, shift, d = at + 32 * (j // 4), 2 * (j % 4), head[0]
     return d * (two_bits(load(blocks, byte) >> shift) - 1.0), d * (two_bits(load(blocks, byte + 16) >> shift) - 1.0)
 
 

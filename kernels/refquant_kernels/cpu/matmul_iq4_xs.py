@@ -13,7 +13,7 @@ import numpy as np
 
 from refquant_kernels.cpu.activations import in_order, starts_of
 from refquant_kernels.cpu.compile import aligned, inlined, specialized
-from refquant_kernels.cpu.decode import IQ4, IQ4_WORDS, half, look_up
+from refquant_kernels.cpu.decode import IQ4, IQ4_WORDS, look_up, splat_half
 from refquant_kernels.cpu.machine import (
     SIGNED_EXCESS,
     arrange,
@@ -80,7 +80,7 @@ def _float32(x, blocks, per_row, first, last, out):
                 at, column = 136 * (r * per_row + b), 256 * b
                 for line in range(0, 136, 64):
                     prefetch(blocks, at + AHEAD + line)
-                scale = to_float(scales_iq4_xs(blocks, at)) * half(blocks, at)
+                scale = to_float(scales_iq4_xs(blocks, at)) * splat_half(blocks, at)
                 c0, c1, c2, c3 = codes_iq4_xs(blocks, at)
                 total = fma(of_bytes(c0, tokens, column), place_0(scale), total)
                 total = fma(of_bytes(c1, tokens, column + 64), place_1(scale), total)
@@ -105,7 +105,7 @@ def _one_byte(x, starts, scale_x, blocks, per_row, first, last, out):
                 part = fma(of_signed(c1, tokens, column + 64, starts_of_token, i + 16), place_1(scale), part)
                 part = fma(of_signed(c2, tokens, column + 128, starts_of_token, i + 32), place_2(scale), part)
                 part = fma(of_signed(c3, tokens, column + 192, starts_of_token, i + 48), place_3(scale), part)
-                total = fma(part * half(blocks, at), splat(scales[b]), total)
+                total = fma(part * splat_half(blocks, at), splat(scales[b]), total)
             out[t, r] = sum_lanes(total)
 
 

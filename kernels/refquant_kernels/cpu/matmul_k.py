@@ -17,7 +17,7 @@ import numpy as np
 
 from refquant_kernels.cpu.activations import add_in_lanes, in_order
 from refquant_kernels.cpu.compile import aligned_empty, inlined, specialized
-from refquant_kernels.cpu.decode import half
+from refquant_kernels.cpu.decode import splat_half
 from refquant_kernels.cpu.machine import (
     arrange,
     dot_bytes,
@@ -147,8 +147,8 @@ def _one_byte(x, scale_x, sums, blocks, per_row, first, last, out):
                 if excess:
                     whole = whole - (beside << excess)
                 if min_at:
-                    rest = fma(to_float(beside), splat(half(blocks, at + min_at) * scale_of_token[b]), rest)
-                total = fma(to_float(whole), splat(half(blocks, at + d_at) * scale_of_token[b]), total)
+                    rest = fma(to_float(beside), splat_half(blocks, at + min_at) * splat(scale_of_token[b]), rest)
+                total = fma(to_float(whole), splat_half(blocks, at + d_at) * splat(scale_of_token[b]), total)
             out[t, r] = sum_lanes(total - rest)
 
 
@@ -163,10 +163,10 @@ def _three_bytes(x, scale_x, sums, blocks, per_row, first, last, out):
                 for line in range(0, record, 64):
                     prefetch(blocks, at + AHEAD + line)
                 whole, for_sums = scales(blocks, at)
-                d = half(blocks, at + d_at)
-                scale = to_float(whole) * (d * scale_of_token[b])
+                d = splat_half(blocks, at + d_at)
+                scale = to_float(whole) * (d * splat(scale_of_token[b]))
                 if min_at or excess:
-                    subtracted = half(blocks, at + min_at) if min_at else d * np.float32(1 << excess)
+                    subtracted = splat_half(blocks, at + min_at) if min_at else d * np.float32(1 << excess)
                     rest = fma(to_float(for_sums) * subtracted, load(sums_of_token, LANES * b), rest)
                 c0, c1, c2, c3 = codes(blocks, at)
                 total = fma(to_float(dot_three(splat_int(0), c0, tokens, column)), place_0(scale), total)
@@ -190,7 +190,7 @@ def _scaled_codes(x, scale_x, sums, blocks, per_row, first, last, out):
                 for line in range(0, record, 64):
                     prefetch(blocks, at + AHEAD + line)
                 scale, for_sums = scales(blocks, at)
-                rest = fma(to_float(for_sums) * half(blocks, at + min_at), load(sums_of_token, LANES * b), rest)
+                rest = fma(to_float(for_sums) * splat_half(blocks, at + min_at), load(sums_of_token, LANES * b), rest)
                 table = scale * 0x0302_0100
                 c0, c1, c2, c3 = codes(blocks, at)
                 c0, c1 = look_up_bytes(place_0(table), c0), look_up_bytes(place_1(table), c1)
@@ -208,7 +208,7 @@ def _scaled_codes(x, scale_x, sums, blocks, per_row, first, last, out):
                 low = dot_bytes(low, c2, load_words(tokens, column + 512))
                 low = dot_bytes(low, c3, load_words(tokens, column + 704))
                 whole = fma(to_float(high), splat(256.0), to_float(low))
-                total = fma(whole, splat(half(blocks, at + d_at) * scale_of_token[b]), total)
+                total = fma(whole, splat_half(blocks, at + d_at) * splat(scale_of_token[b]), total)
             out[t, r] = sum_lanes(total - rest)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from refquant_kernels.cpu.activations import in_order, starts_of
 from refquant_kernels.cpu.compile import inlined, specialized
-from refquant_kernels.cpu.decode import half
+from refquant_kernels.cpu.decode import splat_half
 from refquant_kernels.cpu.machine import (
     HAS_BYTE_TABLES,
     above_85,
@@ -102,7 +102,7 @@ def _rows(x, starts, scale_x, blocks, per_row, first, last, out):
                         digit = dot_bytes(digit, c4, load_words(tokens, i + 256 * bytes_each))
                     whole = (whole << 8) + digit
                 whole = whole + load(starts_of_token, LANES * b)
-                total = fma(to_float(whole), splat(half(blocks, at + d_at) * scales[b]), total)
+                total = fma(to_float(whole), splat_half(blocks, at + d_at) * splat(scales[b]), total)
             out[t, r] = sum_lanes(total)
 
 

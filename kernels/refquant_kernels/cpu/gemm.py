@@ -201,16 +201,23 @@ def block_product(A, start, stride, rows, packed, depth, columns, lanes, a, c):
 
 
 @kernel()
-def product_rows(A, stride, packed, depth, n, lanes, a, c, first, last, out, apart, sign):
-    """To rows first .. last - 1 of out add `sign` times A times what is packed; both flat, rows `stride`, `apart`."""
+def product_rows(A, stride, packed, depth, n, lanes, a, c, first, last, out, apart, sign, fresh):
+    """To rows first .. last - 1 of out, or if `fresh` to 0, add `sign` times A times what is packed.
+
+    A and out are flat, their rows `stride` and `apart` numbers apart.
+    """
     columns = -(-n // lanes) * lanes
     for block in range(first, last, BLOCK):
         rows = min(BLOCK, last - block)
         block_product(A, block * stride, stride, rows, packed, depth, columns, lanes, a, c)
         for r in range(rows):
             target, part = out[(block + r) * apart :][:n], c[r * columns :][:n]
-            for i in range(n):
-                target[i] += sign * part[i]
+            if fresh:
+                for i in range(n):
+                    target[i] = sign * part[i]
+            else:
+                for i in range(n):
+                    target[i] += sign * part[i]
 
 
 @kernel()
@@ -235,6 +242,8 @@ def room(rows: int, packed: Packed) -> tuple[np.ndarray, np.ndarray]:
 def flat_rows(A: np.ndarray) -> tuple[np.ndarray, int]:
     """A [m, k], whose rows are each in one piece, as one flat array, and the numbers from one row to the next."""
     (m, k), stride = A.shape, A.strides[0] // A.itemsize
+    if k > 1 and A.strides[1] != A.itemsize:
+        raise ValueError(f"rows in one piece expected, strides are {A.strides}")
     return np.lib.stride_tricks.as_strided(A, ((m - 1) * stride + k,), (A.itemsize,)), stride
 
 
@@ -246,20 +255,26 @@ def tiles(m: int, work: int, run) -> None:
         in_pieces(lambda a, b: run(ROWS * a, min(m, ROWS * b)), -(-m // ROWS), max(1, WORK // (ROWS * work)))
 
 
-def add_product(out: np.ndarray, A: np.ndarray, B: Packed, sign: float = 1.0, threads: bool = True) -> None:
-    """To out [m, n] add `sign` times A [m, k] @ B; of out and A every row is in one piece."""
+def add_product(
+    out: np.ndarray, A: np.ndarray, B: Packed, sign: float = 1.0, threads: bool = True, fresh: bool = False
+) -> None:
+    """To out [m, n], or if `fresh` to 0, add `sign` times A [m, k] @ B; of out and A every row is in one piece.
+
+    With fresh and no more than DEPTH columns out may be A.
+    """
     if not (A.size and B.data.size):
+        if fresh:
+            out[:] = 0
         return
     if not HAS_TILES:
-        out += sign * (A @ B.data)
+        product = sign * (A @ B.data)
+        out[:] = product if fresh else out + product
         return
-    (flat, stride), (flat_out, apart) = flat_rows(A), flat_rows(out)
+    (flat, stride), (flat_out, apart), factor = flat_rows(A), flat_rows(out), out.dtype.type(sign)
 
     def run(first, last):
         rooms = room(last - first, B)
-        product_rows(
-            flat, stride, B.data, B.depth, B.n, B.lanes, *rooms, first, last, flat_out, apart, out.dtype.type(sign)
-        )
+        product_rows(flat, stride, B.data, B.depth, B.n, B.lanes, *rooms, first, last, flat_out, apart, factor, fresh)
 
     if threads:
         tiles(len(A), B.depth * B.n, run)

@@ -40,7 +40,7 @@ from refquant.methods import gptq
 from refquant_kernels.cpu.compile import in_pieces, kernel
 from refquant_kernels.cpu.gemm import HAS_TILES, Packed, add_product, pack, pack_transposed
 from refquant_kernels.cpu.int_grids import nearest_code
-from refquant_kernels.cpu.simd import LANES, load, splat, store, to_float
+from refquant_kernels.cpu.simd import LANES, load, splat, store, to_float, turn
 
 PANEL = 128  # columns of a factor that are finished together, of a triangle that is inverted whole
 SPREAD = 1e10  # of the factor's squared diagonal; beyond it the reference's second factorization may fail
@@ -91,38 +91,36 @@ def invert_upper(U: np.ndarray) -> None:
         return
     invert_upper(U[:half, :half])
     invert_upper(U[half:, half:])
-    left, corner = np.zeros((half, k - half), U.dtype), U[:half, half:]
-    add_product(left, U[:half, :half], pack(corner, U.dtype), -1)
-    corner[:] = 0
-    add_product(corner, left, pack(U[half:, half:], U.dtype))
+    left, corner = np.empty((half, k - half), U.dtype), U[:half, half:]
+    add_product(left, U[:half, :half], pack(corner, U.dtype), -1, fresh=True)
+    add_product(corner, left, pack(U[half:, half:], U.dtype), fresh=True)
 
 
 def cholesky(A: np.ndarray) -> np.ndarray:
     """Turn a symmetric matrix, in place, into its lower factor; raise `LinAlgError` where it is not positive definite.
 
-    Panel after panel, each first rid of what is left of it: nearly all of it is one product each. LAPACK is not called
-    even for the rest: its threads wait for more to do in a busy loop, and then ours have no core to themselves.
+    What is above the diagonal afterwards does not count. Panel after panel, each first rid of what is left of it:
+    nearly all of it is one product each. LAPACK is not called even for the rest: its threads wait for more to do in a
+    busy loop, and then ours have no core to themselves.
     """
-    below = np.empty((max(0, len(A) - PANEL), min(PANEL, len(A))), A.dtype)
     for j in range(0, len(A), PANEL):
+        square, below = A[j : j + PANEL, j : j + PANEL], A[j + PANEL :, j : j + PANEL]
         add_product(A[j:, j : j + PANEL], A[j:, :j], pack_transposed(A[j : j + PANEL, :j]), -1)
-        U = A[j : j + PANEL, j : j + PANEL].copy()
+        U = square.copy()
         if factor_square(U) >= 0:
             raise np.linalg.LinAlgError("not positive definite")
-        A[j : j + PANEL, j : j + PANEL] = U.T
-        if j + PANEL < len(A):
-            rest = A[j + PANEL :, j : j + PANEL]
-            solved = below[: len(rest)]
-            solved[:] = rest
-            rest[:] = 0
+        square[:] = U.T
+        if len(below):
             invert_triangle(U)
-            add_product(rest, solved, pack(U, A.dtype))
-        A[j : j + PANEL, j + PANEL :] = 0
+            add_product(below, below, pack(U, A.dtype), fresh=True)
     return A
 
 
 def factor(H: np.ndarray, damp: float) -> tuple[np.ndarray, np.ndarray | None, float]:
-    """R, float64 upper, with R R^T = H + damp mean(diag H) I; U where the reference made it; the damping, as there."""
+    """R, float64, upper, with R R^T = H + damp mean(diag H) I; U where the reference made it; the damping, as there.
+
+    What is below R's diagonal does not count.
+    """
     damped = np.array(H[::-1, ::-1], np.float64, order="C")
     damped.reshape(-1)[:: len(H) + 1] += damp * np.diag(H).mean(dtype=np.float64)
     try:
@@ -139,42 +137,77 @@ def factor(H: np.ndarray, damp: float) -> tuple[np.ndarray, np.ndarray | None, f
 
 
 @kernel()
-def gptq_columns(W1, U1, scales, zeros, top, start, end, codes, decoded, Err1):
+def to_lanes(W, n, stride, width, lanes):
+    """Columns 0 .. width - 1 of n rows, `stride` apart, to lanes [groups of sixteen rows, padded width, 16], flat.
+
+    A row has room for the padding; the last one stands for those that a group lacks.
+    """
+    starts, padded = np.empty(LANES, np.int64), -(-width // LANES) * LANES
+    for row in range(0, n, LANES):
+        for i in range(LANES):
+            starts[i] = min(row + i, n - 1) * stride
+        for j in range(0, padded, LANES):
+            turn(W, starts, j, lanes, (row // LANES * padded + j) * LANES, LANES)
+
+
+@kernel()
+def gptq_columns(W1, U1, scales, zeros, which, top, start, end, codes, decoded, Err1):
     """Columns start .. end - 1 of a block, for sixteen rows at a time.
 
-    W1 [n, B] is updated; U1 [B, B]; scales and zeros [end - start, n], a row for each column; codes, decoded
-    and Err1, each [n, B], are written. n is a multiple of 16.
+    W1, codes, decoded and Err1, each [groups, padded width, 16], flat, are written; U1 [width, width]; scales and zeros
+    [g, 16 groups], flat, of which column j has that with the number which[j - start].
     """
-    n, B = W1.shape
-    flat, all_codes, all_decoded, all_errors = (
-        W1.reshape(-1), codes.reshape(-1), decoded.reshape(-1), Err1.reshape(-1),
-    )  # fmt: skip
-    tile = np.empty(B * LANES, np.float32)
-    code_tile, value_tile, error_tile = (
-        np.empty(LANES, np.uint8), np.empty(LANES, np.float32), np.empty(LANES, np.float32),
-    )  # fmt: skip
-    for row in range(0, n, LANES):
-        for i in range(start, B):
-            for lane in range(LANES):
-                tile[LANES * i + lane] = flat[(row + lane) * B + i]
+    B = len(U1)
+    padded = -(-B // LANES) * LANES
+    rows = codes.size // padded
+    for row in range(0, rows, LANES):
+        tile = row * padded
         for j in range(start, end):
-            scale, zero = load(scales, (j - start) * n + row), load(zeros, (j - start) * n + row)
-            w = load(tile, LANES * j)
+            at, its = tile + LANES * j, which[j - start] * rows + row
+            scale, zero, w = load(scales, its), load(zeros, its), load(W1, at)
             code = nearest_code(w, scale, zero, top)
             value = (to_float(code) - zero) * scale
             error = (w - value) / splat(U1[j, j])
-            store(code_tile, 0, code)
-            store(value_tile, 0, value)
-            store(error_tile, 0, error)
+            store(codes, at, code)
+            store(decoded, at, value)
+            store(Err1, at, error)
+            for i in range(j + 1, B):
+                other = tile + LANES * i
+                store(W1, other, load(W1, other) - error * U1[j, i])
+
+
+@kernel()
+def from_lanes(codes, decoded, Err1, width, W, D, all_codes, first, losses):
+    """Put a block, which begins with column `first`, where it belongs: its codes, and D = W - decoded; all [n, k].
+
+    Its losses [width] are half the sums of Err1^2 over the rows.
+    """
+    (n, k), padded = W.shape, -(-width // LANES) * LANES
+    flat, differences, results = W.reshape(-1), D.reshape(-1), all_codes.reshape(-1)
+    starts, sums = np.empty(LANES, np.int64), np.zeros(padded * LANES)
+    square, of_codes = np.empty(LANES * LANES, np.float32), np.empty(LANES * LANES, np.uint8)
+    for row in range(0, n, LANES):
+        tile, rows = row * padded, min(LANES, n - row)
+        for j in range(width):
+            errors, totals = Err1[tile + LANES * j :][:LANES], sums[LANES * j :][:LANES]
             for lane in range(LANES):
-                all_codes[(row + lane) * B + j] = code_tile[lane]
-                all_decoded[(row + lane) * B + j] = value_tile[lane]
-                all_errors[(row + lane) * B + j] = error_tile[lane]
-            for i in range(j, B):
-                store(tile, LANES * i, load(tile, LANES * i) - error * U1[j, i])
-        for i in range(start, B):
-            for lane in range(LANES):
-                flat[(row + lane) * B + i] = tile[LANES * i + lane]
+                totals[lane] += np.float64(errors[lane]) * np.float64(errors[lane]) if lane < rows else 0.0
+        for j in range(0, width, LANES):
+            for i in range(LANES):
+                starts[i] = tile + LANES * (j + i)
+            turn(decoded, starts, 0, square, 0, LANES)
+            turn(codes, starts, 0, of_codes, 0, LANES)
+            for r in range(rows):
+                at = (row + r) * k + first + j
+                if j + LANES <= width:
+                    store(differences, at, load(flat, at) - load(square, LANES * r))
+                    store(results, at, load(of_codes, LANES * r))
+                else:
+                    for i in range(width - j):
+                        differences[at + i] = flat[at + i] - square[LANES * r + i]
+                        results[at + i] = of_codes[LANES * r + i]
+    for j in range(width):
+        losses[j] = 0.5 * sums[LANES * j : LANES * (j + 1)].sum()
 
 
 @dataclass(frozen=True)
@@ -212,7 +245,7 @@ def plan(R, U, group, bounds, known: set, block_size: int) -> list[Step]:
             i1, i2, width, since, until, starts = steps[at]
             square = slice(i1, i1 + width), slice(i1, i1 + width)
             if U is None:
-                U1 = np.array(R[square], order="C")
+                U1 = np.triu(R[square])
                 invert_upper(U1)
                 U1 = U1.astype(np.float32)
             else:
@@ -228,52 +261,52 @@ def plan(R, U, group, bounds, known: set, block_size: int) -> list[Step]:
 def go_through(W, grid, steps, group, bounds, fitted, fresh, codes):
     """All columns of some rows, W [n, k], whose codes are written; return (losses [k], scales and zeros [n, G])."""
     n, k = W.shape
-    rows = -(-n // LANES) * LANES  # W1 and what belongs to it are padded to whole groups of sixteen rows
+    groups = -(-n // LANES)
     D, losses, top = np.empty((n, k), np.float32), np.empty(k), np.float32(grid.max_code)
-    W1, Err1, decoded = (np.zeros((rows, steps[0].i2), np.float32) for _ in range(3))
-    block_codes = np.empty(W1.shape, np.uint8)
     for step in steps:
         i1, i2, U1 = step.i1, step.i2, step.U1
         if step.before is not None:  # of the next columns, what they owe to all columns before i1
-            owed = np.zeros((n, step.until - i1), np.float32)
-            add_product(owed, D[:, :i1], step.before, threads=False)
-        here = slice(i1 - step.since, i1 - step.since + step.width)
-        owed_here, updated = owed[:, here].copy(), W[:, i1 : i1 + step.width].copy()
+            owed = np.empty((n, step.until - i1), np.float32)
+            add_product(owed, D[:, :i1], step.before, threads=False, fresh=True)
+        owed_here = owed[:, i1 - step.since : i1 - step.since + step.width].copy()
         add_product(owed_here, D[:, step.since : i1], step.recent, threads=False)
+        room = np.zeros((n, -(-step.width // LANES) * LANES), np.float32)
+        updated = room[:, : step.width]
+        updated[:] = W[:, i1 : i1 + step.width]
         add_product(updated, owed_here, step.own, threads=False)
-        B = i2 - i1
-        if B < W1.shape[1]:  # the last
-            W1, Err1, decoded, block_codes = (np.ascontiguousarray(a[:, :B]) for a in (W1, Err1, decoded, block_codes))
-        W1[:n] = updated[:, :B]
-        U_block = np.ascontiguousarray(U1[:B, :B])
-        j = i1
+
+        B, j = i2 - i1, i1
+        size = groups * LANES * -(-B // LANES) * LANES
+        W1, Err1, decoded = (np.empty(size, np.float32) for _ in range(3))
+        block_codes, U_block = np.empty(size, np.uint8), np.ascontiguousarray(U1[:B, :B])
+        to_lanes(room.reshape(-1), n, room.shape[1], B, W1)
         while j < i2:
             if fitted[group[j]] is None:
                 first, end = j - i1, bounds[group[j] + 1] - i1
                 Wg = updated[:, first:end]
                 if fresh and first:
-                    Wg = Wg.copy()
-                    add_product(Wg, Err1[:n, :first], pack(U1[:first, first:end], np.float32), -1, threads=False)
+                    Err = np.ascontiguousarray(Err1.reshape(groups, -1, LANES)[:, :first].swapaxes(1, 2))
+                    Wg, of_rows = Wg.copy(), Err.reshape(-1, first)[:n]
+                    add_product(Wg, of_rows, pack(U1[:first, first:end], np.float32), -1, threads=False)
                 fitted[group[j]] = grid.fit(Wg)
             until = j  # the columns from j on whose parameters are known
             while until < i2 and fitted[group[until]] is not None:
                 until += 1
-            params = np.ones((2, until - j, rows), np.float32)
-            for g in np.unique(group[j:until]):
-                params[:, group[j:until] == g, :n] = np.array(fitted[g])[:, None]
+            present, which = np.unique(group[j:until], return_inverse=True)
+            params = np.ones((2, len(present), groups * LANES), np.float32)
+            for i, g in enumerate(present):
+                params[:, i, :n] = fitted[g]
             scales, zeros = params.reshape(2, -1)
-            gptq_columns(W1, U_block, scales, zeros, top, j - i1, until - i1, block_codes, decoded, Err1)
+            gptq_columns(W1, U_block, scales, zeros, which, top, j - i1, until - i1, block_codes, decoded, Err1)
             j = until
-        codes[:, i1:i2] = block_codes[:n]
-        np.subtract(W[:, i1:i2], decoded[:n], out=D[:, i1:i2])
-        losses[i1:i2] = 0.5 * np.square(Err1[:n], dtype=np.float64).sum(axis=0)
+        from_lanes(block_codes, decoded, Err1, B, W, D, codes, i1, losses[i1:i2])
     return losses, *(np.stack(each, axis=1) for each in zip(*fitted, strict=True))
 
 
 @ops.fast_path("gptq", "int", backend="numba")
 def quantize(w, H, grid, block_size, damp, act_order, static_groups, group_params):
     """The reference's loop (`methods.gptq._quantize`), for some rows after the other: none depends on another."""
-    W, dead = w, np.flatnonzero(np.diag(H) == 0)
+    W, dead = np.ascontiguousarray(w), np.flatnonzero(np.diag(H) == 0)
     if dead.size:  # otherwise nothing is copied
         W, H, dead = gptq.without_dead(w, H)
     n, k = W.shape
@@ -297,7 +330,7 @@ def quantize(w, H, grid, block_size, damp, act_order, static_groups, group_param
             if static_groups:
                 fitted = [grid.fit(rows[:, start:end]) for start, end in pairwise(bounds)]
             if act_order:
-                rows = rows[:, order]
+                rows = np.take(rows, order, axis=1)
             if not static_groups:
                 fitted[slots[0]] = grid.fit(rows[:, : bounds[1]])  # nothing has been updated yet
             results[at] = go_through(rows, grid, steps, slots, bounds, fitted, group_params == "fresh", codes[part])

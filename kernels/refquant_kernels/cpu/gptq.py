@@ -2,8 +2,7 @@
 
 4096 x 4096 weights, blocks of 128 columns. Must do: 68.7 GFLOP (n k^2) for what the columns owe to those of earlier
 blocks; 2.1 GFLOP within the blocks, and a division and a rounding per weight; for the factor 23 GFLOP (Cholesky,
-k^3 / 3) in float64. Little to move: H twice, and its factor, packed, once for every 512 rows; no copies are made that
-can be avoided, since fresh memory costs as much as the arithmetic on it.
+k^3 / 3) in float64. Little to move: H once, and its factor, packed, for every 512 rows.
 
 Four ideas:
 
@@ -96,24 +95,26 @@ def invert_upper(U: np.ndarray) -> None:
     add_product(corner, left, pack(U[half:, half:], U.dtype), fresh=True)
 
 
-def cholesky(A: np.ndarray) -> np.ndarray:
-    """Turn a symmetric matrix, in place, into its lower factor; raise `LinAlgError` where it is not positive definite.
+def cholesky(H: np.ndarray, shift: float = 0.0) -> np.ndarray:
+    """Return the lower factor of H + shift I, float64; raise `LinAlgError` where that is not positive definite.
 
-    What is above the diagonal afterwards does not count. Panel after panel, each first rid of what is left of it:
-    nearly all of it is one product each. LAPACK is not called even for the rest: its threads wait for more to do in a
-    busy loop, and then ours have no core to themselves.
+    What is above the diagonal does not count, and is never touched: fresh memory costs as much as the arithmetic on it.
+    Panel after panel, each first rid of what is left of it: nearly all of it is one product each. LAPACK is not called
+    even for the rest: its threads wait for more to do in a busy loop, and then ours have no core to themselves.
     """
-    for j in range(0, len(A), PANEL):
-        square, below = A[j : j + PANEL, j : j + PANEL], A[j + PANEL :, j : j + PANEL]
-        add_product(A[j:, j : j + PANEL], A[j:, :j], pack_transposed(A[j : j + PANEL, :j]), -1)
-        U = square.copy()
+    L = np.empty(H.shape)
+    for j in range(0, len(L), PANEL):
+        panel, square, below = L[j:, j : j + PANEL], L[j : j + PANEL, j : j + PANEL], L[j + PANEL :, j : j + PANEL]
+        panel[:] = H[j:, j : j + PANEL]
+        add_product(panel, L[j:, :j], pack_transposed(L[j : j + PANEL, :j]), -1)
+        U = square + shift * np.eye(len(square))
         if factor_square(U) >= 0:
             raise np.linalg.LinAlgError("not positive definite")
         square[:] = U.T
         if len(below):
             invert_triangle(U)
-            add_product(below, below, pack(U, A.dtype), fresh=True)
-    return A
+            add_product(below, below, pack(U, L.dtype), fresh=True)
+    return L
 
 
 def factor(H: np.ndarray, damp: float) -> tuple[np.ndarray, np.ndarray | None, float]:
@@ -121,10 +122,8 @@ def factor(H: np.ndarray, damp: float) -> tuple[np.ndarray, np.ndarray | None, f
 
     What is below R's diagonal does not count.
     """
-    damped = np.array(H[::-1, ::-1], np.float64, order="C")
-    damped.reshape(-1)[:: len(H) + 1] += damp * np.diag(H).mean(dtype=np.float64)
     try:
-        L = cholesky(damped)
+        L = cholesky(H[::-1, ::-1], damp * np.diag(H).mean(dtype=np.float64))
         size = np.abs(np.diag(L))
         if size.max() ** 2 < SPREAD * size.min() ** 2:
             return L[::-1, ::-1], None, damp

@@ -94,5 +94,16 @@ for _name in DECODERS:
 
 @ops.fast_path("matmul", "F32", backend="numba")
 def matmul_f32(x, q):
-    """BLAS, without a copy of the weights."""
-    return np.asarray(x, np.float32) @ np.ascontiguousarray(q.arrays["blocks"]).view(np.float32).T
+    """A token or a few: BLAS, without a copy of the weights."""
+    n, k = q.shape
+    weights = np.ascontiguousarray(q.arrays["blocks"]).view(np.float32)
+    tokens = np.ascontiguousarray(x, np.float32).reshape(-1, k)
+    if len(tokens) <= FEW:
+        return (tokens @ weights.T).reshape(*np.shape(x)[:-1], n)
+    out = np.empty((len(tokens), n), np.float32)
+
+    def decode(first, last, panel):
+        panel[: (last - first) * k] = weights[first:last].reshape(-1)
+
+    by_panels(tokens, n, decode, out)
+    return out.reshape(*np.shape(x)[:-1], n)

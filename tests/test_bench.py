@@ -86,6 +86,7 @@ def test_torch_as_a_peer_computes_what_we_compute():
     np.testing.assert_array_equal(twice.float().numpy(), np.tile(multiply()[0].float().numpy(), 2))
     w = rng.standard_normal((8, 256)).astype(np.float32)
     np.testing.assert_allclose(peers.torch_mv(x, w, "float32")().numpy(), w @ x, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(peers.torch_mm(w[:3], w)().numpy(), w[:3] @ w.T, rtol=1e-4, atol=1e-4)
     halves = rq.quantize(w, "BF16").arrays["blocks"].view(np.int16)
     assert np.abs(peers.torch_mv(x, halves, "bfloat16")().float().numpy() - w @ x).max() <= 0.02 * np.abs(w @ x).max()
 
@@ -101,6 +102,8 @@ def test_a_large_matrix_is_rows_of_a_small_one(name, monkeypatch):
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(cases, "SHAPE", (32, 4096))
+    monkeypatch.setattr(cases, "HEIGHT", 64)
+    monkeypatch.setattr(cases, "TOKENS", 16)
     monkeypatch.setattr(cpu, "read_bandwidth", lambda threads=1: 1e10 * threads)
     monkeypatch.setattr(cpu, "compile_all", lambda jobs: None)  # in this process, when first used
 
@@ -114,7 +117,7 @@ def small(monkeypatch):
 
 def test_the_whole_command(small, tmp_path, capsys):
     files = [str(tmp_path / name) for name in ("out.json", "out.md", "out.png", "again.md")]
-    given = ["--formats", "Q4_K,int4-g128", "--operations", "quantize,importance,dequantize,matmul,matmul_int8"]
+    given = ["--formats", "Q4_K,int4-g128", "--operations", "quantize,importance,dequantize,matmul,matmul_int8,prefill"]
     assert cpu.run(small(*given, "--json", files[0], "--markdown", files[1], "--picture", files[2])) == 0
     result = json.loads((tmp_path / "out.json").read_text())
     found = [(row["operation"], row["format"], row["place"], row["threads"]) for row in result["rows"]]
@@ -122,8 +125,9 @@ def test_the_whole_command(small, tmp_path, capsys):
         ("quantize", "Q4_K"), ("quantize", "int4-g128"), ("importance", "Q4_K"), ("dequantize", "Q4_K"),
         ("dequantize", "int4-g128"),
     ]  # fmt: skip
-    assert found[-5:] == [(*names, "cache", 1) for names in conversions]
-    assert set(found[:-5]) == {
+    prefills = [("prefill", name, "16 tokens", threads) for name in ("Q4_K", "int4-g128") for threads in (1, 2)]
+    assert found[-9:] == [(*names, "cache", 1) for names in conversions] + prefills
+    assert set(found[:-9]) == {
         (operation, name, place, threads)
         for operation in ("matmul", "matmul_int8")
         for name in ("Q4_K", "int4-g128", "F32")

@@ -13,11 +13,12 @@ BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K"
 TABLES = ("nf4", "fp8-e4m3", "llm-int8")
 FORMATS = (*BLOCKS, "TQ1_0", "TQ2_0", "MXFP4", "F16", "BF16", "int4-g128", "int8-row", *TABLES)
 WITHOUT_IMPORTANCE = ("Q8_0", "TQ1_0", "TQ2_0", "MXFP4", "F16", "BF16")
-OPERATIONS = ("quantize", "importance", "dequantize", "matmul", "matmul_int8", "gptq", "obq")
+OPERATIONS = ("quantize", "importance", "dequantize", "matmul", "matmul_int8", "prefill", "gptq", "obq")
 METHODS = {"gptq": (1024, 4096), "obq": (96,)}  # of square layers so wide, on int4-g128 only
-LARGE = 4096  # so wide that the reference takes minutes, and a turn seconds
+LARGE = 4096  # so wide that the reference takes minutes
 SHAPE = (256, 4096)  # of what is quantized and decoded
 WIDTH = 4096
+TOKENS, HEIGHT = 512, 4096  # of a prefill: tokens, and rows of weights
 
 
 @dataclass
@@ -31,7 +32,6 @@ class Case:
     least: int
     functions: dict
     threads: int = 1
-    turns: int | None = None  # at most so many, if given
     read: int | None = None  # bytes that the function "read" reads and does nothing with, if there is one
 
     def row(self) -> dict:
@@ -86,20 +86,35 @@ def method(operation: str, k: int, reference: bool = True, threads: int = 1) -> 
         functions["numpy"] = lambda: run(w, H, "int4-g128")
     elif reference and peers.has_torch():
         functions["torch"] = peers.published_gptq(w, H)
-    turns = 2 if k >= LARGE else None
-    return Case(operation, "int4-g128", f"{k} x {k}", k * k, 8 * k * k, functions, threads, turns)
+    return Case(operation, "int4-g128", f"{k} x {k}", k * k, 8 * k * k, functions, threads)
 
 
-def stacked(name: str, megabytes: int) -> Quantized:
-    """A matrix of so many megabytes: copies of one, row under row."""
-    q = rq.quantize(weights(), name, backend="numba")
-    copies = max(1, (megabytes << 20) // q.nbytes)
+def copied(q: Quantized, copies: int) -> Quantized:
+    """Copies of a matrix, row under row."""
+    name = q.format
     if name == "nf4":  # whose arrays are those of the flattened matrix
         arrays = {key: a if key == "quant_map" else np.tile(a, (copies, 1)) for key, a in q.arrays.items()}
         arrays["absmax"] = arrays["absmax"].reshape(-1)
     else:
         arrays = {key: np.tile(a, (copies, 1)) if a.ndim == 2 else np.tile(a, copies) for key, a in q.arrays.items()}
-    return Quantized(name, (SHAPE[0] * copies, WIDTH), arrays)
+    return Quantized(name, (q.shape[0] * copies, q.shape[1]), arrays)
+
+
+def stacked(name: str, megabytes: int) -> Quantized:
+    """Weights of so many megabytes."""
+    q = rq.quantize(weights(), name, backend="numba")
+    return copied(q, max(1, (megabytes << 20) // q.nbytes))
+
+
+def prefill(name: str, threads: int = 1, height: int | None = None) -> Case:
+    """`matmul` of many tokens, against torch's product of float32 weights: what the unquantized model does."""
+    q = copied(rq.quantize(weights(), name, backend="numba"), (height or HEIGHT) // SHAPE[0])
+    x = np.random.default_rng(2).standard_normal((TOKENS, WIDTH)).astype(np.float32)
+    functions = {"numba": lambda: ops.matmul(x, q, backend="numba")}
+    if peers.has_torch():
+        functions["torch"] = peers.torch_mm(x, np.resize(weights(), q.shape))
+    least = ops.traffic("matmul", q.shape, name, m=TOKENS).bytes
+    return Case("prefill", name, f"{TOKENS} tokens", q.shape[0] * WIDTH, least, functions, threads)
 
 
 def beside_reading(case: Case, data: np.ndarray) -> Case:

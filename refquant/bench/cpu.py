@@ -3,7 +3,8 @@
 Runs are interleaved: ours, theirs, ours, theirs, so that whatever else the machine does meets both; the median counts,
 and the quartiles say how far to trust it. What takes a millisecond gets more runs, half a second's worth. Products are
 timed twice: with weights that fit the cache, and with a gigabyte of them, which do not, on one and on more threads; a
-large GPTQ on as many as the products get at most. Everything else runs on one.
+large GPTQ on as many as the products get at most. Products of many tokens are timed with 512. Everything else runs on
+one thread.
 """
 
 import argparse
@@ -91,6 +92,8 @@ def compile_one(operation: str, name: str) -> None:
     """Run our own side of a case once, on little data."""
     if operation in cases.METHODS:
         found = [cases.method(operation, cases.METHODS[operation][0], reference=False)]
+    elif operation == "prefill":
+        found = [cases.prefill(name, height=cases.SHAPE[0])]
     elif operation.startswith("matmul"):
         found = cases.products([operation], name, "cache", 1)
     else:
@@ -120,7 +123,10 @@ def plan(args) -> list:
         if "matmul" in operations:
             steps.append(lambda p=place, s=megabytes: cases.float32_products(p, s, counts))
     for operation in operations:
-        if operation in cases.METHODS:
+        if operation == "prefill":
+            for name in formats:
+                steps.append(lambda f=name: [cases.prefill(f, t) for t in counts])
+        elif operation in cases.METHODS:
             for k in cases.METHODS[operation]:
                 threads = max(counts) if k >= cases.LARGE else 1  # of BLAS, which settles it, the environment decides
                 steps.append(lambda o=operation, k=k, t=threads: [cases.method(o, k, threads=t)])
@@ -143,8 +149,7 @@ def measure(args, on_row=lambda row: None) -> dict:
             continue
         for case in filter(None, make()):
             with on_threads(case.threads):
-                turns = min(args.runs, case.turns or args.runs)
-                rows.append(case.row() | interleave(case.functions, turns, args.least))
+                rows.append(case.row() | interleave(case.functions, args.runs, args.least))
             on_row(rows[-1])
     counts = sorted({row["threads"] for row in rows} | {1})
     machine = {"processor": processor(), "features": features(), "cores": cores()}
@@ -179,7 +184,7 @@ def features() -> list[str]:
     """Of the instruction sets that our kernels look for, those that the processor has."""
     from refquant_kernels.cpu import machine
 
-    return sorted({"avx2", "f16c", "avx512f", "avx512bw", "avx512vnni"} & machine.features())
+    return sorted({"avx2", "f16c", "avx512f", "avx512bw", "avx512vnni", "avx512vbmi"} & machine.features())
 
 
 def run(args: argparse.Namespace) -> int:

@@ -129,6 +129,14 @@ def torch_mv(x: np.ndarray, w: np.ndarray, dtype: str):
     return lambda: torch.mv(matrix, vector)
 
 
+def torch_mm(x: np.ndarray, w: np.ndarray):
+    """Return a function for torch's product of x [m, k] and float32 weights w [n, k]."""
+    import torch
+
+    tokens, matrix = torch.from_numpy(x), torch.from_numpy(w)
+    return lambda: tokens @ matrix.T
+
+
 def torch_int4(x: np.ndarray, codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray, group: int, copies: int = 1):
     """Return a function for torch's int4 product with bfloat16 activations; codes [n, k], scales and zeros [n, G].
 

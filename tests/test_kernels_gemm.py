@@ -63,7 +63,7 @@ def test_nothing_that_is_not_finite_is_hidden_or_spread(tiles):
 
 @pytest.mark.parametrize(("m", "k", "n"), [(1, 32, 5), (16, 100, 12), (17, 400, 250), (600, 64, 30)])
 def test_weights_are_decoded_by_panels(m, k, n, tiles, monkeypatch):
-    monkeypatch.setattr(gemm, "PANEL", 30 * k)
+    monkeypatch.setattr(gemm, "PANEL", 30 * k)  # with BLAS
     rng = np.random.default_rng(m)
     tokens, w = rng.standard_normal((m, k)).astype(np.float32), rng.standard_normal((n, k)).astype(np.float32)
     seen, out = np.zeros(n, int), np.empty((m, n), np.float32)

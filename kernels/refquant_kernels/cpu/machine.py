@@ -456,12 +456,16 @@ sum_lanes_int.__doc__ = """sum_lanes_int(I) -> int32, the sum of the lanes."""
 sum_lanes.__doc__ = """sum_lanes(F) -> float32, the sum of the lanes, added in pairs."""
 
 
-def _prefetch(context, builder, sig, array, index):
-    pointer = builder.gep(context.make_array(sig.args[0])(context, builder, array).data, [index])
+def build_prefetch(builder, pointer):
+    """Ask for the cache line at a pointer, to read it soon."""
     byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
     builder.call(function, [builder.bitcast(pointer, byte), *(ir.Constant(number, n) for n in (0, 3, 1))])
+
+
+def _prefetch(context, builder, sig, array, index):
+    build_prefetch(builder, builder.gep(context.make_array(sig.args[0])(context, builder, array).data, [index]))
     return context.get_dummy_value()
 
 

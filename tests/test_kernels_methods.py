@@ -136,8 +136,8 @@ def test_llm_int8_product_equals_the_references(m, shape):
 def test_llm_int8_integers_at_the_ends():
     from refquant_kernels.cpu.llm_int8 import int32_product
 
-    a, b = np.full((2, 4097), -127, np.int8), np.full((3, 4097), -128, np.int8)
-    a[1], b[1] = 127, 127
+    a, b = np.full((6, 4097), -127, np.int8), np.full((3, 4097), -128, np.int8)  # four tokens at a time, two rows
+    a[1], a[5], b[1] = 127, 127, 127
     np.testing.assert_array_equal(int32_product(a, b), a.astype(np.int64) @ b.astype(np.int64).T)
 
 

@@ -5,8 +5,9 @@ instruction for their products (VNNI; with AVX2 five for 32): the memory is the 
 instruction.
 
 The idea: the product of integers stays one: four products at a time are added up in 32 bits. Of many tokens four meet
-two rows at a time, so that there are more products than loads, and eight sums. Everything around it, the rounding of x, the scales, the columns with outliers, is the reference's own, so the result is equal to it, but where a
-column is set apart: those few are multiplied by BLAS in both, in float32.
+two rows at a time, so that there are more products than loads, and eight sums. Everything around it, the rounding of x,
+the scales, the columns with outliers, is the reference's own, so the result is equal to it, but where a column is set
+apart: those few are multiplied by BLAS in both, in float32.
 """
 
 import numpy as np

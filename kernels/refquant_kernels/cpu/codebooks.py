@@ -17,7 +17,7 @@ from refquant import ops
 from refquant.codebooks import NF4
 from refquant.grids import as_grid
 from refquant.quantized import Quantized
-from refquant_kernels.cpu.compile import PRODUCT, aligned, in_pieces, inlined, kernel
+from refquant_kernels.cpu.compile import PRODUCT, aligned, aligned_empty, in_pieces, inlined, kernel
 from refquant_kernels.cpu.gemm import by_panels
 from refquant_kernels.cpu.int_grids import PIECE, group_ranges, load_first, store_first
 from refquant_kernels.cpu.machine import pick, prefetch, sum_lanes
@@ -143,7 +143,7 @@ def nf4_parts(q):
 def dequantize_nf4(q):
     """Weights float32 [n, k]."""
     data, scales, block, table = nf4_parts(q)
-    out = np.empty(len(scales) * block, np.float32)
+    out = aligned_empty((len(scales) * block,))
 
     def run(first, last):
         nf4_decode(data, scales, block, table, first, last, out[first * block :])
@@ -304,7 +304,7 @@ def fp8_parts(q):
 def dequantize_fp8(q):
     """Weights float32 [n, k]."""
     data, scales, shared, size, layout = fp8_parts(q)
-    (n, k), out = q.shape, np.empty(q.shape, np.float32)
+    (n, k), out = q.shape, aligned_empty(q.shape)
 
     def run(first, last):
         fp8_decode(data, scales, shared, k, size, *layout, first, last, out.reshape(-1)[first * k :])

@@ -3,13 +3,14 @@
 Must move, for 4096 x 4096 weights of Q4_K: 9,437,184 bytes in, 67,108,864 out: at 15 GB/s 5 ms, nearly all of it the
 float32 that are written. Must do: 4 to 8 operations for sixteen weights.
 
-The idea: codes lie in planes, so vectors of sixteen come out of the bytes in order (`decode`).
+The idea: codes lie in planes, so vectors of sixteen come out of the bytes in order (`decode`). The weights begin at a
+cache line: a vector that crosses one is two stores.
 """
 
 import numpy as np
 
 from refquant import ops
-from refquant_kernels.cpu.compile import in_pieces, specialized
+from refquant_kernels.cpu.compile import aligned_empty, in_pieces, specialized
 from refquant_kernels.cpu.decode import DECODERS
 from refquant_kernels.cpu.simd import LANES, store
 
@@ -43,7 +44,7 @@ def _register(name):
     def dequantize(q):
         """Weights float32 [n, k]."""
         data, count = np.ascontiguousarray(q.arrays["blocks"]).reshape(-1), q.shape[0] * q.shape[1]
-        out = np.empty(count, np.float32)
+        out = aligned_empty((count,))
         whole = count // block
         in_pieces(lambda first, last: kernel(data, first, last, out), whole, max(1, PIECE // block))
         if rest := count - whole * block:  # F16 and BF16: the last numbers, in a block of their own

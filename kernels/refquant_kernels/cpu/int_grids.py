@@ -14,7 +14,7 @@ from refquant.errors import BadInput
 from refquant.formats.bits import pack_bits, packed_bytes
 from refquant.grids import as_grid
 from refquant.quantized import Quantized
-from refquant_kernels.cpu.compile import helper, in_pieces, inlined, kernel
+from refquant_kernels.cpu.compile import aligned_empty, helper, in_pieces, inlined, kernel
 from refquant_kernels.cpu.decode import half
 from refquant_kernels.cpu.lanes import MAGIC
 from refquant_kernels.cpu.machine import float_of_bits, word_at
@@ -254,7 +254,7 @@ def dequantize(q):
     """Weights float32 [n, k]."""
     codes, scales, width, zeros, g_idx, size, bits = as_stored(q)
     n, k = q.shape
-    out = np.empty((n, k), np.float32)
+    out = aligned_empty((n, k))
     flat = out.reshape(-1)
     in_pieces(
         lambda first, last: decode_rows(codes, scales, width, zeros, g_idx, k, size, bits, first, last, flat, 0),

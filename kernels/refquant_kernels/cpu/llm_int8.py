@@ -17,7 +17,7 @@ from refquant.grids import as_grid
 from refquant.methods import llm_int8
 from refquant.quantized import Quantized
 from refquant_kernels.cpu.codebooks import peaks
-from refquant_kernels.cpu.compile import PRODUCT, in_pieces, inlined, kernel
+from refquant_kernels.cpu.compile import PRODUCT, aligned_empty, in_pieces, inlined, kernel
 from refquant_kernels.cpu.int_grids import PIECE, load_first, store_first
 from refquant_kernels.cpu.lanes import MAGIC, from_float16, to_float16
 from refquant_kernels.cpu.machine import SIGNED_EXCESS, dot_signed, load_words, prefetch, sum_lanes_int
@@ -144,7 +144,7 @@ def quantize(w, format, importance=None):  # noqa: A002 (ops calls it that)
 @ops.fast_path("dequantize", "llm-int8", backend="numba")
 def dequantize(q):
     """Weights float32 [n, k]."""
-    (n, k), out = q.shape, np.empty(q.shape, np.float32)
+    (n, k), out = q.shape, aligned_empty(q.shape)
     codes, scales = (np.ascontiguousarray(q.arrays[name]) for name in ("CB", "SCB"))
     codes, flat = codes.view(np.uint8).reshape(-1), out.reshape(-1)
     in_pieces(lambda a, b: int8_decode(codes, scales, k, a, b, flat), n, max(1, PIECE // k))

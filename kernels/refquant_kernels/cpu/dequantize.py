@@ -12,9 +12,11 @@ import numpy as np
 from refquant import ops
 from refquant_kernels.cpu.compile import aligned_empty, in_pieces, specialized
 from refquant_kernels.cpu.decode import DECODERS
+from refquant_kernels.cpu.machine import prefetch
 from refquant_kernels.cpu.simd import LANES, store
 
 PIECE = 1 << 17  # weights
+SOON = 256  # weights whose place is asked for in advance: a line that is not there yet is read before it is written
 
 size, record, head, weights = None, None, None, None  # given by `specialized`, for each format
 
@@ -22,6 +24,8 @@ size, record, head, weights = None, None, None, None  # given by `specialized`, 
 def _blocks(blocks, first, last, out):
     """Decode blocks first .. last - 1."""
     for b in range(first, last):
+        for line in range(0, size, LANES):
+            prefetch(out, size * b + SOON + line)
         scales = head(blocks, record * b)
         for j in range(size // 32):
             low, high = weights(blocks, record * b, scales, j)

@@ -29,6 +29,7 @@ In a block every operation is the reference's, rounded alike. The codes differ w
 other blocks decides.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -95,44 +96,83 @@ def invert_upper(U: np.ndarray) -> None:
     add_product(corner, left, pack(U[half:, half:], U.dtype), fresh=True)
 
 
-def cholesky(H: np.ndarray, shift: float = 0.0) -> np.ndarray:
+class Slabs:
+    """The lower triangle of a matrix [k, k], float64: WIDE columns a slab, from the row on where it begins.
+
+    Half the memory of the square: fresh memory costs as much as the arithmetic on it.
+    """
+
+    def __init__(self, k: int):
+        self.k, self.slabs = k, [np.empty((k - q, min(WIDE, k - q))) for q in range(0, k, WIDE)]
+
+    def views(self, rows: slice, columns: slice) -> list[tuple[np.ndarray, int]]:
+        """What each slab has of these rows and columns, and its first column."""
+        found = []
+        for q in range(columns.start // WIDE, -(-columns.stop // WIDE)):
+            first, start, end = q * WIDE, max(columns.start, q * WIDE), min(columns.stop, (q + 1) * WIDE)
+            part = self.slabs[q][max(0, rows.start - first) : rows.stop - first, start - first : end - first]
+            found.append((part, start))
+        return found
+
+    def block(self, rows: slice, columns: slice) -> np.ndarray:
+        """These rows and columns, the first on or below the diagonal; what lies above a slab comes out as zeros."""
+        views = self.views(rows, columns)
+        if len(views) == 1:
+            return views[0][0]
+        out = np.zeros((rows.stop - rows.start, columns.stop - columns.start))
+        for view, start in views:
+            at = start - columns.start
+            out[len(out) - len(view) :, at : at + view.shape[1]] = view
+        return out
+
+    def turned(self, rows: slice, columns: slice) -> np.ndarray:
+        """Of the matrix with rows and columns in reverse order, an upper triangle, these rows and columns."""
+        k = self.k
+        return self.block(slice(k - rows.stop, k - rows.start), slice(k - columns.stop, k - columns.start))[::-1, ::-1]
+
+
+def cholesky(H: np.ndarray, shift: float = 0.0) -> Slabs:
     """Return the lower factor of H + shift I, float64; raise `LinAlgError` where that is not positive definite.
 
-    What is above the diagonal does not count, and is never touched: fresh memory costs as much as the arithmetic on it.
-    Panel after panel, each first rid of what is left of it: nearly all of it is one product each. LAPACK is not called
-    even for the rest: its threads wait for more to do in a busy loop, and then ours have no core to themselves.
+    What is above the diagonal does not count. Panel after panel, each first rid of what is left of it: nearly all of it
+    is one product for each slab. LAPACK is not called even for the rest: its threads wait for more to do in a busy
+    loop, and then ours have no core to themselves.
     """
-    L = np.empty(H.shape)
-    for j in range(0, len(L), PANEL):
-        panel, square, below = L[j:, j : j + PANEL], L[j : j + PANEL, j : j + PANEL], L[j + PANEL :, j : j + PANEL]
-        panel[:] = H[j:, j : j + PANEL]
-        add_product(panel, L[j:, :j], pack_transposed(L[j : j + PANEL, :j]), -1)
+    k = len(H)
+    L = Slabs(k)
+    for j in range(0, k, PANEL):
+        end = min(k, j + PANEL)
+        panel = L.block(slice(j, k), slice(j, end))
+        panel[:] = H[j:, j:end]
+        for view, _ in L.views(slice(j, k), slice(0, j)):
+            add_product(panel, view, pack_transposed(view[: end - j]), -1)
+        square, below = panel[: end - j], panel[end - j :]
         U = square + shift * np.eye(len(square))
         if factor_square(U) >= 0:
             raise np.linalg.LinAlgError("not positive definite")
         square[:] = U.T
         if len(below):
             invert_triangle(U)
-            add_product(below, below, pack(U, L.dtype), fresh=True)
+            add_product(below, below, pack(U, U.dtype), fresh=True)
     return L
 
 
-def factor(H: np.ndarray, damp: float) -> tuple[np.ndarray, np.ndarray | None, float]:
+def factor(H: np.ndarray, damp: float) -> tuple[Callable, np.ndarray | None, float]:
     """R, float64, upper, with R R^T = H + damp mean(diag H) I; U where the reference made it; the damping, as there.
 
-    What is below R's diagonal does not count.
+    R is a function of slices of rows and columns. What is below its diagonal does not count.
     """
     try:
         L = cholesky(H[::-1, ::-1], damp * np.diag(H).mean(dtype=np.float64))
-        size = np.abs(np.diag(L))
+        size = np.abs(np.concatenate([np.diag(slab) for slab in L.slabs]))
         if size.max() ** 2 < SPREAD * size.min() ** 2:
-            return L[::-1, ::-1], None, damp
+            return L.turned, None, damp
     except np.linalg.LinAlgError:
         pass
     U, damp = gptq.inverse_factor(H.astype(np.float64), damp)  # which raises the damping
     R = U.copy()
     invert_upper(R)
-    return R, U, damp
+    return lambda rows, columns: R[rows, columns], U, damp
 
 
 @kernel()
@@ -226,7 +266,7 @@ class Step:
 
 def plan(R, U, group, bounds, known: set, block_size: int) -> list[Step]:
     """The steps, for groups of which some are known before."""
-    k, steps, since, until = len(R), [], 0, 0
+    k, steps, since, until = len(group), [], 0, 0
     for i1 in range(0, k, block_size):
         i2 = min(i1 + block_size, k)
         if i1 == 0:  # nothing has been updated yet
@@ -244,13 +284,13 @@ def plan(R, U, group, bounds, known: set, block_size: int) -> list[Step]:
             i1, i2, width, since, until, starts = steps[at]
             square = slice(i1, i1 + width), slice(i1, i1 + width)
             if U is None:
-                U1 = np.triu(R[square])
+                U1 = np.triu(R(*square))
                 invert_upper(U1)
                 U1 = U1.astype(np.float32)
             else:
                 U1 = U[square].astype(np.float32)
-            before = pack(R[:since, since:until], np.float32) if starts else None
-            recent = pack(R[since:i1, i1 : i1 + width], np.float32)
+            before = pack(R(slice(0, since), slice(since, until)), np.float32) if starts else None
+            recent = pack(R(slice(since, i1), slice(i1, i1 + width)), np.float32)
             steps[at] = Step(i1, i2, width, since, until, U1, before, recent, pack(U1, np.float32))
 
     in_pieces(fill, len(steps), 1)

@@ -8,7 +8,7 @@ import pytest
 
 import refquant as rq
 from refquant import ops
-from refquant.bench import cases, cpu, peers, report
+from refquant.bench import cases, cpu, peers, recorded, report
 from refquant.errors import BadInput
 
 
@@ -143,6 +143,17 @@ def test_the_whole_command(small, tmp_path, capsys):
     assert "matmul_int8" in capsys.readouterr().out
     assert cpu.run(small("--from", files[0], "--markdown", files[3])) == 0
     assert (tmp_path / "again.md").read_text() == (tmp_path / "out.md").read_text()
+    assert cpu.run(small("--from", files[0], "--beside", files[0], "--markdown", files[3])) == 0
+    first, second = recorded.tables((tmp_path / "again.md").read_text())
+    assert first.rows == second.rows
+    assert second.heading == f"The same on {result['machine']['processor']}"
+
+
+def test_the_roof_is_the_best_that_reading_got():
+    row = {"threads": 2, "read": [0.9, 1.0, 1.1], "read_bytes": 5e9}
+    result = {"machine": {"read_bandwidth": {"1": 2e9, "2": 4e9}}, "rows": [row, row | {"read": [1.9, 2.0, 2.1]}, {}]}
+    assert report.read_speeds(result) == {"1": 2e9, "2": 5e9}
+    assert result["machine"]["read_bandwidth"]["2"] == 4e9
 
 
 def test_what_there_was_no_time_for_is_told(small, capsys):
@@ -166,7 +177,7 @@ def test_the_recorded_table_is_that_of_the_recorded_measurements(tmp_path):
     from refquant.bench import gpu_report
 
     kernels = Path(__file__).resolve().parents[1] / "kernels"
-    result = json.loads((kernels / "cpu.json").read_text())
-    assert gpu_report.without_gpu_part((kernels / "README.md").read_text()) == report.markdown(result)
+    result, other = (json.loads((kernels / name).read_text()) for name in ("cpu.json", "cpu_xeon.json"))
+    assert gpu_report.without_gpu_part((kernels / "README.md").read_text()) == report.markdown(result, other)
     places = {(row["operation"], row["format"], row["place"], row["threads"]) for row in result["rows"]}
     assert {("matmul_int8", "Q6_K", "memory", 2), ("matmul", "int4-g128", "memory", 1)} <= places

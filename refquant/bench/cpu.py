@@ -38,6 +38,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--from", dest="measured", metavar="FILE", help="measure nothing; take what --json wrote")
     parser.add_argument("--json", metavar="FILE", help="write what was measured, and on which machine")
     parser.add_argument("--markdown", metavar="FILE", help="write the tables as kernels/README.md has them")
+    parser.add_argument("--beside", metavar="FILE", help="another machine's --json, whose table comes after this one's")
     parser.add_argument("--picture", metavar="FILE", help="draw the products under the memory's roof (PNG)")
 
 
@@ -196,7 +197,8 @@ def run(args: argparse.Namespace) -> int:
         result = measure(args, on_row=lambda row: print(report.line(report.cells(row)), flush=True))
     if result["left_out"]:
         print(f"no time for {result['left_out']} of the measurements (--seconds)")
-    table = report.markdown(result)
+    others = [json.loads(Path(args.beside).read_text(encoding="utf-8"))] if args.beside else []
+    table = report.markdown(result, *others)
     if args.markdown and Path(args.markdown).exists():  # what was measured on a GPU stays
         table = "\n".join(filter(None, (table, gpu_report.gpu_part(Path(args.markdown).read_text(encoding="utf-8")))))
     for path, text in ((args.json, json.dumps(result, indent=1) + "\n"), (args.markdown, table)):

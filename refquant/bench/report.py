@@ -38,33 +38,56 @@ def line(values: tuple) -> str:
     return " ".join([*left, *(v.rjust(s) for v, s in zip(values[LEFT:], WIDTHS[LEFT:], strict=True))])
 
 
-def markdown(result: dict) -> str:
-    """Return the table as kernels/README.md has it."""
-    machine, versions = result["machine"], result["versions"]
-    speeds = " and ".join(f"{value / 1e9:.1f} GB/s on {n}" for n, value in machine["read_bandwidth"].items())
-    lines = [
-        "# Kernels: measured",
-        "",
-        "Written by `refquant bench cpu --markdown kernels/README.md`; not edited by hand. Medians of "
-        f"at least {result['runs']} interleaved runs on {machine['cores']} cores of {machine['processor']} with "
-        f"{', '.join(machine['features'])}, which read memory in order at {speeds} thread(s) at best; Numba "
-        f"{versions['numba']}, {result['date']}. "
-        "Ratio: ours to theirs, above 1 is faster. GB/s: the least bytes that the operation must move, per second; of "
-        "memory: of what a plain reader of the same weights gets, its runs in between. torch: `mv` in float32 and "
-        "bfloat16, `_weight_int4pack_mm_for_cpu` with bfloat16 activations, and the published GPTQ, restated. "
-        "Products: one token; ggml's have activations of 8 bits throughout, ours in `matmul` float32; F32 is NumPy's "
-        "BLAS, on threads of its own choice. prefill: `matmul` of 512 tokens, beside torch's of float32 weights (1000 "
-        "Mweights/s are 1.024 TFLOP/s). Spread: between the quartiles. [roofline_cpu.png](roofline_cpu.png): the "
-        "products beyond the cache.",
-        "",
-        "| " + " | ".join(HEADER) + " |",
-        "|" + "---|" * LEFT + "---:|" * (len(HEADER) - LEFT),
-    ]
+MEANING = (
+    "Written by `refquant bench cpu --markdown kernels/README.md`; not edited by hand. Ratio: ours to theirs, above "
+    "1 is faster. GB/s: the least bytes that the operation must move, per second; of memory: of what a plain reader "
+    "of the same weights gets, its runs in between. torch: `mv` in float32 and bfloat16, "
+    "`_weight_int4pack_mm_for_cpu` with bfloat16 activations, and the published GPTQ, restated. Products: one "
+    "token; ggml's have activations of 8 bits throughout, ours in `matmul` float32; F32 is NumPy's BLAS, on threads "
+    "of its own choice. prefill: `matmul` of 512 tokens, beside torch's of float32 weights (1000 Mweights/s are "
+    "1.024 TFLOP/s). Spread: between the quartiles. [roofline_cpu.png](roofline_cpu.png): the products beyond the "
+    "cache."
+)
+
+
+def read_speeds(result: dict) -> dict[str, float]:
+    """Bytes a second by number of threads: the best that reading got, on its own or between the products."""
+    speeds = dict(result["machine"]["read_bandwidth"])
+    for row in result["rows"]:
+        if "read" in row:
+            count = str(row["threads"])
+            speeds[count] = max(speeds[count], row["read_bytes"] / row["read"][1])
+    return speeds
+
+
+def conditions(result: dict) -> str:
+    """Where, with what and when it was measured."""
+    machine = result["machine"]
+    speeds = " and ".join(f"{value / 1e9:.1f} GB/s on {n}" for n, value in read_speeds(result).items())
+    text = (
+        f"Medians of at least {result['runs']} interleaved runs on {machine['cores']} cores of {machine['processor']} "
+        f"with {', '.join(machine['features'])}, which read memory in order at {speeds} thread(s) at best; Numba "
+        f"{result['versions']['numba']}, {result['date']}."
+    )
     if "note" in result:
-        lines[2] += f" {result['note'][0].upper()}{result['note'][1:]}"
+        text += f" {result['note'][0].upper()}{result['note'][1:]}"
+    return text
+
+
+def table(result: dict) -> list[str]:
+    """Lines of Markdown."""
+    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * LEFT + "---:|" * (len(HEADER) - LEFT)]
     if result["left_out"]:
-        lines.insert(3, f"Left out for want of time: {result['left_out']} measurements.\n")
-    return "\n".join([*lines, *("| " + " | ".join(cells(row)) + " |" for row in result["rows"]), ""])
+        lines[:0] = [f"Left out for want of time: {result['left_out']} measurements.", ""]
+    return [*lines, *("| " + " | ".join(cells(row)) + " |" for row in result["rows"]), ""]
+
+
+def markdown(result: dict, *others: dict) -> str:
+    """Return the tables as kernels/README.md has them: of one machine, then of others."""
+    lines = ["# Kernels: measured", "", MEANING, "", conditions(result), "", *table(result)]
+    for other in others:
+        lines += ["", f"## The same on {other['machine']['processor']}", "", conditions(other), "", *table(other)]
+    return "\n".join(lines)
 
 
 def draw(result: dict, path: str) -> None:
@@ -88,7 +111,7 @@ def draw(result: dict, path: str) -> None:
     )
     for axes, count in zip(all_axes[0], counts, strict=False):
         bits = np.geomspace(1.5, 40, 50)
-        roof = result["machine"]["read_bandwidth"][str(count)]
+        roof = read_speeds(result)[str(count)]
         axes.plot(bits, roof * 8 / bits / 1e9, color="0.3", label=f"memory: {roof / 1e9:.1f} GB/s")
         kinds = (("numba", "matmul", "float32 activations", "o", "#0072B2"),
                  ("numba", "matmul_int8", "8-bit activations", "s", "#D55E00"),

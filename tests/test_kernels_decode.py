@@ -156,10 +156,11 @@ def test_the_accuracy_rule_rejects_planted_faults():
 def test_shapes_and_layouts_of_activations(name):
     rng = np.random.default_rng(54)
     q = rq.quantize(rng.standard_normal((6, 512)).astype(np.float32), name)
-    x = rng.standard_normal((2, 3, 512)).astype(np.float32)
-    want = ops.matmul(x, q)
-    for given in (x, x.astype(np.float64), np.asfortranarray(x), np.repeat(x, 2, axis=2)[..., ::2]):
-        np.testing.assert_allclose(rq.matmul(given, q, backend="numba"), want, rtol=1e-4, atol=1e-4)
+    for tokens in (3, 9):  # row by row, and by panels
+        x = rng.standard_normal((2, tokens, 512)).astype(np.float32)
+        want = ops.matmul(x, q)
+        for given in (x, x.astype(np.float64), np.asfortranarray(x), np.repeat(x, 2, axis=2)[..., ::2]):
+            np.testing.assert_allclose(rq.matmul(given, q, backend="numba"), want, rtol=1e-4, atol=1e-4)
     assert rq.matmul(x[0, 0], q, backend="numba").shape == (6,)
     assert rq.matmul(x[:, :0], q, backend="numba").shape == (2, 0, 6)
     with pytest.raises(BadInput, match="512 inputs"):

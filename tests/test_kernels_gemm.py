@@ -25,7 +25,8 @@ def exact(A, B):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("m", "k", "n"), SHAPES)
-def test_a_product_is_added(m, k, n, dtype, tiles):
+def test_a_product_is_added(m, k, n, dtype, tiles, monkeypatch):
+    monkeypatch.setattr(gemm, "WORTH", 0)  # always on threads, if threads it is
     rng = np.random.default_rng(m * k * n)
     A, B = rng.standard_normal((m, k)).astype(dtype), rng.standard_normal((k, n)).astype(dtype)
     start = rng.standard_normal((m, n)).astype(dtype)
@@ -75,6 +76,28 @@ def test_weights_are_decoded_by_panels(m, k, n, tiles, monkeypatch):
     gemm.by_panels(tokens, n, decode, out)
     assert (np.abs(out - exact(tokens, w.T)) <= bound(tokens, w.T)).all()
     np.testing.assert_array_equal(seen, -(-m // gemm.WIDE) if gemm.HAS_TILES else 1)
+
+
+def test_the_number_of_threads_does_not_show_in_prefill(monkeypatch):
+    monkeypatch.setattr(gemm, "WORTH", 0)
+    monkeypatch.setattr(gemm, "WORK", 1)  # every twelve rows are a piece
+    rng, before, results = np.random.default_rng(6), numba.get_num_threads(), []
+    tokens, w = rng.standard_normal((20, 64)).astype(np.float32), rng.standard_normal((500, 64)).astype(np.float32)
+
+    def decode(first, last, panel):
+        panel[: (last - first) * 64] = w[first:last].reshape(-1)
+
+    try:
+        for count in range(1, numba.config.NUMBA_NUM_THREADS + 1):
+            numba.set_num_threads(count)
+            out = np.full((20, 500), np.nan, np.float32)
+            gemm.by_panels(tokens, 500, decode, out)
+            results.append(out)
+    finally:
+        numba.set_num_threads(before)
+    assert (np.abs(results[0] - exact(tokens, w.T)) <= bound(tokens, w.T)).all()
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
 
 
 def test_the_number_of_threads_does_not_show():

@@ -71,22 +71,22 @@ def conditions(result: dict) -> str:
     )
     if "note" in result:
         text += f" {result['note'][0].upper()}{result['note'][1:]}"
+    if result["left_out"]:
+        text += f" Left out for want of time: {result['left_out']} measurements."
     return text
 
 
 def table(result: dict) -> list[str]:
     """Lines of Markdown."""
     lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * LEFT + "---:|" * (len(HEADER) - LEFT)]
-    if result["left_out"]:
-        lines[:0] = [f"Left out for want of time: {result['left_out']} measurements.", ""]
     return [*lines, *("| " + " | ".join(cells(row)) + " |" for row in result["rows"]), ""]
 
 
 def markdown(result: dict, *others: dict) -> str:
     """Return the tables as kernels/README.md has them: of one machine, then of others."""
-    lines = ["# Kernels: measured", "", MEANING, "", conditions(result), "", *table(result)]
+    lines = ["# Kernels: measured", "", f"{MEANING} {conditions(result)}", "", *table(result)]
     for other in others:
-        lines += ["", f"## The same on {other['machine']['processor']}", "", conditions(other), "", *table(other)]
+        lines += [f"## The same on {other['machine']['processor']}", "", conditions(other), "", *table(other)]
     return "\n".join(lines)
 
 

@@ -324,7 +324,7 @@ def prepare_fp8(q):
     def multiply(x):
         tokens = aligned(np.asarray(x).reshape(-1, k))
         out = np.empty((len(tokens), n), np.float32)
-        if 0 < len(tokens) <= FEW // 2 and k % LANES == 0:
+        if 0 < len(tokens) <= FEW // 2 and k % LANES == 0:  # decoding takes longer than of others
 
             def rows(first, last):
                 fp8_rows(tokens, data, scales, shared, size, *layout, first, last, out)

@@ -263,7 +263,7 @@ def add_product(
 ) -> None:
     """To out [m, n], or if `fresh` to 0, add `sign` times A [m, k] @ B; of out and A every row is in one piece.
 
-    With fresh and no more than DEPTH columns out may be A.
+    They may be the same.
     """
     if not (A.size and B.data.size):
         if fresh:

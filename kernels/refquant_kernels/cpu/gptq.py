@@ -83,17 +83,17 @@ def invert_triangle(U):
             U[j, c] = row[c] / size
 
 
-def invert_upper(U: np.ndarray) -> None:
+def invert_upper(U: np.ndarray, threads: bool = True) -> None:
     """The same of a larger one, by halves: [[A, B], [0, C]] has [[A^-1, -A^-1 B C^-1], [0, C^-1]]."""
     k, half = len(U), len(U) // 2
     if k <= PANEL:
         invert_triangle(U)
         return
-    invert_upper(U[:half, :half])
-    invert_upper(U[half:, half:])
+    invert_upper(U[:half, :half], threads)
+    invert_upper(U[half:, half:], threads)
     left, corner = np.empty((half, k - half), U.dtype), U[:half, half:]
-    add_product(left, U[:half, :half], pack(corner, U.dtype), -1, fresh=True)
-    add_product(corner, left, pack(U[half:, half:], U.dtype), fresh=True)
+    add_product(left, U[:half, :half], pack(corner, U.dtype), -1, threads, fresh=True)
+    add_product(corner, left, pack(U[half:, half:], U.dtype), 1, threads, fresh=True)
 
 
 class Slabs:
@@ -115,7 +115,7 @@ class Slabs:
         return found
 
     def block(self, rows: slice, columns: slice) -> np.ndarray:
-        """These rows and columns, the first on or below the diagonal; what lies above a slab comes out as zeros."""
+        """These rows and columns, rows.start >= columns.start; above the diagonal anything may stand."""
         views = self.views(rows, columns)
         if len(views) == 1:
             return views[0][0]
@@ -142,7 +142,8 @@ def cholesky(H: np.ndarray, shift: float = 0.0) -> Slabs:
     L = Slabs(k)
     for j in range(0, k, PANEL):
         end = min(k, j + PANEL)
-        panel = L.block(slice(j, k), slice(j, end))
+        first = j // WIDE * WIDE  # of the slab that has all of the panel: WIDE is a multiple of PANEL
+        panel = L.slabs[j // WIDE][j - first :, j - first : end - first]
         panel[:] = H[j:, j:end]
         for view, _ in L.views(slice(j, k), slice(0, j)):
             add_product(panel, view, pack_transposed(view[: end - j]), -1)
@@ -190,8 +191,8 @@ def to_lanes(W, n, stride, width, lanes):
 
 
 @kernel()
-def gptq_columns(W1, U1, scales, zeros, which, top, start, end, codes, decoded, Err1):
-    """Columns start .. end - 1 of a block, for sixteen rows at a time.
+def gptq_columns(W1, U1, scales, zeros, which, top, start, end, codes, decoded, Err1, first, last):
+    """Columns start .. end - 1 of a block, for groups first .. last - 1 of sixteen rows.
 
     W1, codes, decoded and Err1, each [groups, padded width, 16], flat, are written; U1 [width, width]; scales and zeros
     [g, 16 groups], flat, of which column j has that with the number which[j - start].
@@ -199,7 +200,7 @@ def gptq_columns(W1, U1, scales, zeros, which, top, start, end, codes, decoded, 
     B = len(U1)
     padded = -(-B // LANES) * LANES
     rows = codes.size // padded
-    for row in range(0, rows, LANES):
+    for row in range(LANES * first, LANES * last, LANES):
         tile = row * padded
         for j in range(start, end):
             at, its = tile + LANES * j, which[j - start] * rows + row
@@ -285,7 +286,7 @@ def plan(R, U, group, bounds, known: set, block_size: int) -> list[Step]:
             square = slice(i1, i1 + width), slice(i1, i1 + width)
             if U is None:
                 U1 = np.triu(R(*square))
-                invert_upper(U1)
+                invert_upper(U1, threads=False)  # this is one already
                 U1 = U1.astype(np.float32)
             else:
                 U1 = U[square].astype(np.float32)
@@ -336,7 +337,11 @@ def go_through(W, grid, steps, group, bounds, fitted, fresh, codes):
             for i, g in enumerate(present):
                 params[:, i, :n] = fitted[g]
             scales, zeros = params.reshape(2, -1)
-            gptq_columns(W1, U_block, scales, zeros, which, top, j - i1, until - i1, block_codes, decoded, Err1)
+            given = (W1, U_block, scales, zeros, which, top, j - i1, until - i1, block_codes, decoded, Err1)
+            if HAS_TILES:  # a thread has these rows
+                gptq_columns(*given, 0, groups)
+            else:
+                in_pieces(lambda a, b, given=given: gptq_columns(*given, a, b), groups, 8)
             j = until
         from_lanes(block_codes, decoded, Err1, B, W, D, codes, i1, losses[i1:i2])
     return losses, *(np.stack(each, axis=1) for each in zip(*fitted, strict=True))
@@ -377,7 +382,7 @@ def quantize(w, H, grid, block_size, damp, act_order, static_groups, group_param
     if HAS_TILES:
         in_pieces(run, len(results), 1)
     else:
-        run(0, len(results))  # BLAS has threads of its own
+        run(0, len(results))  # BLAS has threads of its own; only the columns go on ours
     back = np.argsort(order)
     losses, scales, zeros = zip(*results, strict=True)
     params = np.concatenate(scales), np.concatenate(zeros)

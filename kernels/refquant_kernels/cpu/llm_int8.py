@@ -21,7 +21,6 @@ from refquant_kernels.cpu.compile import PRODUCT, aligned_empty, in_pieces, inli
 from refquant_kernels.cpu.int_grids import PIECE, load_first, store_first
 from refquant_kernels.cpu.lanes import MAGIC, from_float16, to_float16
 from refquant_kernels.cpu.machine import SIGNED_EXCESS, dot_signed, load_words, prefetch, sum_lanes_int
-from refquant_kernels.cpu.products import padded
 from refquant_kernels.cpu.simd import LANES, load, load_signed, select, splat, splat_int, store, to_float, to_int
 
 AHEAD = 4096  # bytes
@@ -73,7 +72,7 @@ def finished(total, start, a, i, b, j, count):
 def int8_rows(a, starts, b, k, done, first, last, out):
     """out[t, r] = sum a[t] * b[r] for tokens from `done` on and rows first .. last - 1, int32.
 
-    a: uint8 [m, K], the bytes of signed codes, K >= k; starts int32 [m], minus SIGNED_EXCESS times the sum of those
+    a: uint8 [m, k], the bytes of signed codes; starts int32 [m], minus SIGNED_EXCESS times the sum of those
     that fill vectors of 64; b: the bytes of signed codes [n, k], flat.
     """
     whole, rest = k // 64 * 64, k % 64
@@ -115,7 +114,7 @@ def int32_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Product of int8 [m, k], none of them -128, and int8 [n, k]: int32 [m, n], exact."""
     (m, k), n = a.shape, len(b)
     starts = -SIGNED_EXCESS * a[:, : k // 64 * 64].sum(axis=1, dtype=np.int32)
-    codes, flat = np.ascontiguousarray(padded(a, 64)).view(np.uint8), np.ascontiguousarray(b).view(np.uint8).reshape(-1)
+    codes, flat = np.ascontiguousarray(a).view(np.uint8), np.ascontiguousarray(b).view(np.uint8).reshape(-1)
     out, done = np.empty((m, n), np.int32), m // 4 * 4
 
     def run(first, last):

@@ -140,9 +140,10 @@ def _dot_bytes(context, builder, sig, total, unsigned, signed):
 
 
 dot_bytes = _function(I, [I, I, I], _dot_bytes)
-dot_bytes.__doc__ = (
-    """dot_bytes(total, a, b) -> I: to each lane, its four bytes of a, 0..128, times those of b, -127..127."""
-)
+dot_bytes.__doc__ = """dot_bytes(total, a, b) -> I: to each lane, its four bytes of a times those of b.
+
+a is 0..128, with VNNI 0..255; b is -128..127.
+"""
 
 
 def _dot_signed(context, builder, sig, total, a, b):

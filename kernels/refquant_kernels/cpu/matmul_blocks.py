@@ -4,9 +4,10 @@ One token (decode), 4096 x 4096 weights of Q4_K: must move 9,437,184 bytes, each
 weights would take 3.7 ms. Must do: 2 operations a weight, 33.6 MFLOP, and some 5 more for sixteen weights to decode
 them: the memory is the floor of a large matrix, if enough of it is asked for in time.
 
-- **A token or a few**: of most formats products of bytes, with the activations as three of them (`products`). Of Q8_0,
-  IQ4_NL, IQ4_XS, F16 and BF16, every row is decoded in registers, never stored, and multiplied at once. The one idea
-  besides: a prefetch 4 KiB ahead in the stream of blocks. The processor's own prefetcher stops at every page of 4 KiB.
+- **A token or a few**: of most formats products of bytes, with the activations as three of them (`products`). Of
+  IQ4_XS, F16 and BF16, without VNNI of Q8_0 and IQ4_NL too, every row is decoded in registers, never stored, and
+  multiplied at once. The one idea besides: a prefetch 4 KiB ahead in the stream of blocks. The processor's own
+  prefetcher stops at every page of 4 KiB.
 - **Many** (prefill): a panel of rows is decoded, small enough to stay in the cache, and multiplied (`gemm`).
 
 A row is summed by one thread, in an order that depends on nothing but its width. Sums run in 32 lanes, each of them
@@ -19,7 +20,7 @@ from refquant import ops
 from refquant_kernels.cpu.compile import PRODUCT, aligned, in_pieces, specialized
 from refquant_kernels.cpu.decode import DECODERS
 from refquant_kernels.cpu.dequantize import KERNELS
-from refquant_kernels.cpu.gemm import by_panels
+from refquant_kernels.cpu.gemm import HAS_TILES, by_panels
 from refquant_kernels.cpu.machine import prefetch, sum_lanes
 from refquant_kernels.cpu.matmul_int8 import PRODUCTS
 from refquant_kernels.cpu.matmul_iq4_xs import FLOAT32, arranged
@@ -94,11 +95,11 @@ for _name in DECODERS:
 
 @ops.fast_path("matmul", "F32", backend="numba")
 def matmul_f32(x, q):
-    """A token or a few: BLAS, without a copy of the weights."""
+    """A token or a few, or where there are no tiles: BLAS, without a copy of the weights."""
     n, k = q.shape
     weights = np.ascontiguousarray(q.arrays["blocks"]).view(np.float32)
     tokens = np.ascontiguousarray(x, np.float32).reshape(-1, k)
-    if len(tokens) <= FEW:
+    if len(tokens) <= FEW or not HAS_TILES:
         return (tokens @ weights.T).reshape(*np.shape(x)[:-1], n)
     out = np.empty((len(tokens), n), np.float32)
 

@@ -45,7 +45,7 @@ def in_halves(v, low, high):
 
 @inlined
 def dot_one(start, codes, x, at):
-    """Of one byte, codes 0..64."""
+    """Of one byte, codes 0..64; with VNNI 0..255."""
     return dot_bytes(start, codes, load_words(x, at))
 
 

@@ -192,7 +192,7 @@ def block_product(A, start, stride, rows, packed, depth, columns, lanes, a, c):
             for i in range(0, deep, lanes):
                 prefetch(A, at + AHEAD * stride + i)
             copy(A, at, a, r * APART, deep)
-        for r in range(rows, padded):
+        for r in range(rows, padded):  # no one looks at what comes of them, but denormal numbers would be slow
             a[r * APART : r * APART + deep] = 0
         for first in range(0, columns, 2 * lanes):
             at = first * depth

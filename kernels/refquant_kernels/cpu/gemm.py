@@ -28,8 +28,8 @@ from numba import types
 from numba.core import cgutils
 
 from refquant_kernels.cpu.compile import aligned_empty, helper, in_pieces, kernel
-from refquant_kernels.cpu.machine import build_prefetch, features, prefetch
-from refquant_kernels.cpu.simd import _function
+from refquant_kernels.cpu.machine import _call, build_prefetch, features, prefetch
+from refquant_kernels.cpu.simd import _broadcast, _function
 
 HAS_TILES = "avx512f" in features()
 VECTOR = 64  # bytes
@@ -54,8 +54,7 @@ def _tile(vectors):
         size = sig.args[0].dtype.bitwidth // 8
         lanes, number = VECTOR // size, ir.IntType(64)
         vector, zero = ir.VectorType(element, lanes), ir.Constant(ir.VectorType(element, lanes), [0.0] * lanes)
-        name = f"llvm.fmuladd.v{lanes}f{8 * size}"
-        fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
+        fma = f"llvm.fmuladd.v{lanes}f{8 * size}"
 
         def place(array, index, kind):
             data = context.make_array(kind)(context, builder, array).data
@@ -78,13 +77,9 @@ def _tile(vectors):
                 columns.append(column)
             for row in range(ROWS):
                 index = builder.add(loop.index, ir.Constant(number, APART * row))
-                one = ir.Constant(vector, ir.Undefined)
-                one = builder.insert_element(
-                    one, builder.load(builder.gep(rows_of_a, [index])), ir.Constant(ir.IntType(32), 0)
-                )
-                one = builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes))
+                one = _broadcast(builder, builder.load(builder.gep(rows_of_a, [index])), lanes)
                 for total, column in zip(sums[row], columns, strict=True):
-                    builder.store(builder.call(fma, [one, column, builder.load(total)]), total)
+                    builder.store(_call(builder, fma, vector, one, column, builder.load(total)), total)
         for row in range(ROWS):
             for v in range(vectors):
                 index = builder.add(builder.mul(stride, ir.Constant(number, row)), ir.Constant(number, lanes * v))

@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils, config
 
-from refquant_kernels.cpu.simd import LANES, F, I, _function
+from refquant_kernels.cpu.simd import LANES, F, I, _broadcast, _function
 
 
 @functools.cache
@@ -334,9 +334,8 @@ def _look_up_bytes(context, builder, sig, table, index):
     codes = _as(builder, index, 8)
     result = _number(codes, 0)
     for i, entry in enumerate(entries):  # sixteen comparisons
-        one = builder.insert_element(ir.Constant(codes.type, ir.Undefined), entry, ir.Constant(ir.IntType(32), 0))
-        same = builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), 64), [0] * 64))
-        result = builder.select(builder.icmp_unsigned("==", codes, _number(codes, i)), same, result)
+        same = builder.icmp_unsigned("==", codes, _number(codes, i))
+        result = builder.select(same, _broadcast(builder, entry, 64), result)
     return _as(builder, result, 32)
 
 
@@ -350,32 +349,28 @@ The table has sixteen bytes, four times over.
 HAS_BYTE_TABLES = "avx512vbmi" in features()
 
 
-def _bytes_times(high):
+def _bytes_times(factor, high):
     """Build from the products of the even bytes, 16 bits each, and of the odd ones."""
 
-    def build(context, builder, sig, a, factor):
+    def build(context, builder, sig, a):
         a, word = _as(builder, a, 8), ir.VectorType(ir.IntType(16), 32)
-        factor, byte = builder.and_(factor, ir.Constant(ir.IntType(32), 127)), ir.Constant(ir.IntType(32), 8)
-
-        def product(number):
-            one = builder.insert_element(_number(_as(builder, a, 32), 0), number, ir.Constant(ir.IntType(32), 0))
-            pair = builder.shuffle_vector(one, one, _lanes([0] * LANES))
-            pair = builder.or_(pair, builder.shl(pair, _number(pair, 16)))
-            return _call(builder, "llvm.x86.avx512.pmaddubs.w.512", word, a, _as(builder, pair, 8))
-
-        even, odd = product(factor), product(builder.shl(factor, byte))
+        even, odd = (
+            _call(builder, "llvm.x86.avx512.pmaddubs.w.512", word, a, ir.Constant(a.type, factors * 32))
+            for factors in ([factor, 0], [0, factor])
+        )
         if high:
-            both = builder.or_(builder.lshr(even, _number(even, 8)), builder.and_(odd, ir.Constant(word, [-256] * 32)))
+            both = builder.or_(builder.lshr(even, _number(even, 8)), builder.and_(odd, _number(odd, -256)))
         else:
             both = builder.or_(builder.and_(even, _number(even, 255)), builder.shl(odd, _number(odd, 8)))
         return _as(builder, both, 32)
 
-    return _function(I, [I, types.int32], build)
+    return _function(I, [I], build)
 
 
-bytes_times_high, bytes_times_low = _bytes_times(high=True), _bytes_times(high=False)
-bytes_times_high.__doc__ = """bytes_times_high(I, factor) -> I: the upper 8 bits of each byte times 1..127; AVX-512."""
-bytes_times_low.__doc__ = """bytes_times_low(I, factor) -> I: the lower 8 bits of the same."""
+high_of_27_times, low_of_27_times = _bytes_times(27, high=True), _bytes_times(27, high=False)
+high_of_9_times = _bytes_times(9, high=True)
+high_of_27_times.__doc__ = high_of_9_times.__doc__ = """The upper 8 bits of each byte times that; only with AVX-512."""
+low_of_27_times.__doc__ = """The lower 8 bits of each byte times that; only with AVX-512."""
 byte_of_64 = _function(
     I,
     [I, I],
@@ -497,10 +492,8 @@ def _splat_half_at(context, builder, sig, array, index):
 
     So blocks that have nothing to do with each other would go one after the other, at half the speed.
     """
-    one = ir.Constant(ir.VectorType(ir.HalfType(), LANES), ir.Undefined)
     half = _scalar_at(context, builder, sig.args[0], array, index, ir.HalfType())
-    one = builder.insert_element(one, half, ir.Constant(ir.IntType(32), 0))
-    return builder.fpext(builder.shuffle_vector(one, one, _lanes([0] * LANES)), ir.VectorType(ir.FloatType(), LANES))
+    return builder.fpext(_broadcast(builder, half), ir.VectorType(ir.FloatType(), LANES))
 
 
 splat_half_at = _function(F, [None, types.intp], _splat_half_at)

@@ -23,8 +23,8 @@ from refquant_kernels.cpu.machine import (
     sum_lanes,
     word_at,
 )
-from refquant_kernels.cpu.matmul_pairs import IQ4_TABLE
-from refquant_kernels.cpu.products import AHEAD, NIBBLES, Product, dot_one_signed, in_halves
+from refquant_kernels.cpu.matmul_pairs import IQ4_CODES, product_one_signed
+from refquant_kernels.cpu.products import AHEAD, NIBBLES, Product, in_halves
 from refquant_kernels.cpu.simd import LANES, fma, load, shift_right, splat, splat_int, to_float
 
 PAIRWISE = np.repeat(np.arange(8, dtype=np.int32), 2)  # 0 0 1 1 2 2 ...: sub-blocks of 32 as pairs of sixteen
@@ -60,8 +60,7 @@ def of_bytes(v, x, column):
 @inlined
 def of_signed(v, x, column, starts, i):
     """F: the same with activations of one byte; starts: minus SIGNED_EXCESS times the sum of each lane's four."""
-    values = look_up_bytes(load(IQ4_TABLE, 0), v)
-    return to_float(dot_one_signed(load(starts, i), values, x, column))
+    return product_one_signed(starts, i, look_up_bytes(load(IQ4_CODES, 0), v), x, column)
 
 
 # sixteen low halves of a sub-block, of the next one, then the high ones

@@ -41,8 +41,7 @@ from refquant_kernels.cpu.simd import LANES, fma, lane_numbers, load, select, sp
 
 f32 = np.float32
 MXFP4_EXCESS = 12
-IQ4_TABLE = np.tile(IQ4_VALUES, 4).view(np.int32)
-IQ4_CODES = IQ4_TABLE ^ np.int32(TURN if HAS_VNNI else 0)
+IQ4_CODES = np.tile(IQ4_VALUES, 4).view(np.int32) ^ np.int32(TURN if HAS_VNNI else 0)  # plus SIGNED_EXCESS
 POWERS = np.ldexp(f32(0.5), np.arange(-127, 129)).astype(f32)  # of MXFP4: half of 2^(e - 127), for doubled values
 E2M1_TABLE = np.tile(E2M1_DOUBLED + np.int8(MXFP4_EXCESS), 4).view(np.int32)
 

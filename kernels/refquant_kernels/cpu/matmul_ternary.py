@@ -18,11 +18,12 @@ from refquant_kernels.cpu.machine import (
     above_85,
     above_170,
     byte_of_64,
-    bytes_times_high,
-    bytes_times_low,
     dot_bytes,
+    high_of_9_times,
+    high_of_27_times,
     load_52,
     load_words,
+    low_of_27_times,
     prefetch,
     sum_lanes,
     triple_bytes,
@@ -60,7 +61,7 @@ FOURTH, FIFTH = OF_TWO
 def codes_tq1_0(blocks, at):
     a = load_52(blocks, at, at + 32, at + 48)
     if HAS_BYTE_TABLES:
-        three, two = bytes_times_high(a, 27), bytes_times_high(bytes_times_low(a, 27), 9)
+        three, two = high_of_27_times(a), high_of_9_times(low_of_27_times(a))
         return (
             byte_of_64(load_words(FIRST, 0), three),
             byte_of_64(load_words(SECOND, 0), three),

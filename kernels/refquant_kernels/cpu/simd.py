@@ -63,10 +63,10 @@ class LanesModel(models.PrimitiveModel):
         super().__init__(dmm, fe_type, _vector(fe_type.kind))
 
 
-def _broadcast(builder, scalar):
-    one = ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined)
+def _broadcast(builder, scalar, count=LANES):
+    one = ir.Constant(ir.VectorType(scalar.type, count), ir.Undefined)
     one = builder.insert_element(one, scalar, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), count), [0] * count))
 
 
 @lower_cast(types.Number, Lanes)
